@@ -1,0 +1,462 @@
+"""The ledger: every slot of a pool and its state, and all rules about sizes and ages.
+
+Facts and ``now`` go in; orders come out: lease this, open these, close these because, wake me at. Only here live the rules of
+sizing, expiry, shrinking, refilling, outages, drain and closing. It holds connections as opaque objects, and knows nothing
+of event loops, threads, clocks, randomness, logging or the driver; of those who wait it knows only how many they are.
+
+Every method is one step: it leaves all invariants intact (:meth:`Ledger.check` asserts them).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Any, Final
+
+from ._backoff import Backoff, Random, expiry
+from .config import PoolConfig
+
+NEVER: Final = float("inf")
+
+
+class SlotState(Enum):
+    """What a slot holds. The sum of the four that hold something is the pool's size."""
+
+    EMPTY = "empty"
+    CONNECTING = "connecting"  # being opened, checked or reset: on its way to be idle
+    IDLE = "idle"
+    LEASED = "leased"
+    CLOSING = "closing"
+    # Outside the pool's size, in the lane:
+    FEED = "feed"  # leased to a feed
+    TRAILING = "trailing"  # was leased to a feed, which is read on after the lease
+    RETIRED = "retired"  # waits for its last cursor to end, then closes
+    GONE = "gone"  # nothing; the lease of such a slot was ended by the pool
+
+
+# Reading a member off its enum class costs more than the rest of a step.
+EMPTY, CONNECTING, IDLE, LEASED, CLOSING = (
+    SlotState.EMPTY,
+    SlotState.CONNECTING,
+    SlotState.IDLE,
+    SlotState.LEASED,
+    SlotState.CLOSING,
+)
+FEED, TRAILING, RETIRED, GONE = SlotState.FEED, SlotState.TRAILING, SlotState.RETIRED, SlotState.GONE
+
+
+class CloseReason(StrEnum):
+    """Why a connection was closed."""
+
+    EXPIRED = "expired"
+    BROKEN = "broken"
+    UNFIT = "unfit"  # its check or its reset failed
+    SURPLUS = "surplus"
+    DRAINED = "drained"
+    FEED_ENDED = "feed ended"
+    POOL_CLOSED = "pool closed"
+
+
+class LedgerState(Enum):
+    """The life of a pool."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
+class Refusal(Enum):
+    """Who is told of a failed opening, at once."""
+
+    NOBODY = "nobody"  # the outage is known: those who wait have time, or run out of it
+    OLDEST = "oldest"  # news: whoever has waited longest
+    ALL = "all"  # hopeless: everybody would get the same answer
+
+
+class Slot:
+    """The pool's place for one connection. Read by all, written by the ledger alone."""
+
+    __slots__ = ("connection", "doomed", "expires_at", "idle_since", "is_probe", "state")
+
+    def __init__(self) -> None:
+        self.state = EMPTY
+        self.connection: Any = None
+        self.expires_at = NEVER
+        self.idle_since = 0.0
+        self.doomed: CloseReason | None = None  # to be closed when it comes home
+        self.is_probe = False  # opening began when an outage was known
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.state.value}{f' doomed: {self.doomed}' if self.doomed else ''}>"
+
+
+@dataclass(slots=True)
+class Orders:
+    """What is to be done now, and when to ask again."""
+
+    open: list[Slot]
+    close: list[tuple[Slot, CloseReason]]
+    wake_at: float = NEVER
+
+
+class Ledger:
+    """The book of one pool. ``random`` gives floats in [0, 1)."""
+
+    def __init__(self, config: PoolConfig, random: Random) -> None:
+        self._config = config
+        self._random = random
+        self.state = LedgerState.CLOSED
+        self.max_size = config.pool_size
+        self.min_size = config.smallest_size
+        self.slots = [Slot() for _ in range(self.max_size)]
+        self.lane: set[Slot] = set()  # FEED, TRAILING and RETIRED, outside the size
+
+        # Each is the number of slots in that state.
+        self.connecting = 0
+        self.idle = 0
+        self.leased = 0
+        self.closing = 0
+
+        # How many idle slots the pool could do without is its surplus. surplus_since[k] is when the surplus last rose to k + 1, so
+        # len(surplus_since) is the surplus, and as many connections as there are entries older than max_idle were superfluous all
+        # that time, whichever they were. Last use says nothing: light steady traffic uses every connection now and then.
+        self._can_shrink = config.max_idle is not None and self.min_size < self.max_size
+        self.surplus_since: list[float] = []
+
+        self.backoff = Backoff(random)  # of openings; has failures during an outage only
+        self.is_hopeless = False  # the last opening failed in a way that trying again cannot mend
+
+        self.acquired_total = 0
+        self.opened_total = 0
+        self.connect_failures_total = 0
+        self.closed_by_reason: Counter[str] = Counter()
+
+    @property
+    def size(self) -> int:
+        """Slots that hold something; never above ``max_size``."""
+        return self.connecting + self.idle + self.leased + self.closing
+
+    @property
+    def feeds(self) -> int:
+        """Connections in the feed lane."""
+        return sum(slot.state is not RETIRED for slot in self.lane)
+
+    @property
+    def retired(self) -> int:
+        """Connections that wait for their last cursor to end."""
+        return len(self.lane) - self.feeds
+
+    @property
+    def leases(self) -> int:
+        """Leases that are out, those of feeds too."""
+        return self.leased + sum(slot.state is FEED for slot in self.lane)
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether the last attempt to open a connection failed."""
+        return self.backoff.failures > 0
+
+    # ---- the life of the pool
+
+    def open(self) -> None:
+        """The pool is being opened: :meth:`tend` orders the first connections."""
+        self.state = LedgerState.OPENING
+        self.backoff.succeeded()
+        self.is_hopeless = False
+
+    def opened_all(self) -> None:
+        """The first connections are open: the pool is."""
+        self.state = LedgerState.OPEN
+
+    def close(self, now: float) -> list[Slot]:
+        """The pool ends: nothing more is leased or opened. Returns the idle slots, which are to be closed; the others are
+        closed when they come home."""
+        self.state = LedgerState.CLOSING
+        return self._doom_all(CloseReason.POOL_CLOSED, now)
+
+    def closed_all(self) -> None:
+        """Nothing is left: the pool is closed and may be opened again."""
+        self.state = LedgerState.CLOSED
+
+    def drain(self, now: float) -> list[Slot]:
+        """Replace every connection. Returns the idle slots, which are to be closed; the others are when they come home."""
+        return self._doom_all(CloseReason.DRAINED, now)
+
+    def _doom_all(self, reason: CloseReason, now: float) -> list[Slot]:
+        idle = [slot for slot in self.slots if slot.state is IDLE]
+        for slot in idle:
+            self._condemn(slot)
+        self._note_surplus(now)
+        for slot in (*self.slots, *self.lane):
+            if slot.state in (CONNECTING, LEASED, FEED, TRAILING):
+                slot.doomed = reason
+        return idle
+
+    # ---- leases
+
+    def lease(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
+        """An idle slot is asked for. Leases it and returns None, or says why its connection must be closed instead."""
+        reason: CloseReason | None = None
+        if not is_open:
+            reason = CloseReason.BROKEN
+        elif slot.expires_at <= now:
+            reason = CloseReason.EXPIRED
+        self.idle -= 1
+        if reason is None:
+            slot.state = LEASED
+            self.leased += 1
+            self.acquired_total += 1
+        else:
+            slot.state = CLOSING
+            self.closing += 1
+        if self._can_shrink:
+            self._note_surplus(now)
+        return reason
+
+    def release(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
+        """A leased slot came home. Makes it idle and returns None, or says why its connection must be closed instead."""
+        self.leased -= 1
+        return self._come_home(slot, now, is_open)
+
+    def pass_on(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
+        """A leased slot was never seen by whoever it was meant for. As :meth:`release`, and the lease does not count."""
+        self.acquired_total -= 1
+        return self.release(slot, now, is_open)
+
+    def hold(self, slot: Slot, now: float) -> None:
+        """An idle slot is to be checked before it is leased: it counts as connecting until :meth:`prepared`."""
+        self.idle -= 1
+        slot.state = CONNECTING
+        self.connecting += 1
+        self._note_surplus(now)
+
+    def hold_released(self, slot: Slot) -> None:
+        """A leased slot is to be reset before it is idle: it counts as connecting until :meth:`prepared`."""
+        self.leased -= 1
+        slot.state = CONNECTING
+        self.connecting += 1
+
+    def prepared(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
+        """The check or reset of a slot has passed. Makes it idle and returns None, or says why to close its connection."""
+        self.connecting -= 1
+        return self._come_home(slot, now, is_open)
+
+    def unfit(self, slot: Slot) -> CloseReason:
+        """The check or reset of a slot has failed: its connection must be closed."""
+        self.connecting -= 1
+        slot.state = CLOSING
+        self.closing += 1
+        return CloseReason.UNFIT
+
+    def _come_home(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
+        if slot.doomed is None and is_open:
+            slot.state = IDLE
+            slot.idle_since = now
+            self.idle += 1
+            if self._can_shrink:
+                self._note_surplus(now)
+            return None
+        slot.state = CLOSING
+        self.closing += 1
+        return slot.doomed or CloseReason.BROKEN
+
+    # ---- connections
+
+    def opened(self, slot: Slot, connection: object, now: float) -> CloseReason | None:
+        """A connection was opened. Makes its slot idle and returns None, or says why it must be closed at once."""
+        self.opened_total += 1
+        self.backoff.succeeded()
+        self.is_hopeless = False
+        slot.connection = connection
+        slot.expires_at = expiry(now, self._config.connection_ttl, self._random)
+        self.connecting -= 1
+        return self._come_home(slot, now, is_open=True)
+
+    def open_failed(self, slot: Slot, now: float, *, is_hopeless: bool = False) -> Refusal:
+        """A connection could not be opened; its slot is empty again. Says who of those who wait is told at once.
+
+        A failure is told at once to whoever has waited longest, for its opening was begun for a caller. Openings that are
+        begun during a known outage are probes, one at a time: they are told to nobody, so that callers use the time they
+        have. A hopeless failure is told to everybody, each time, and the next caller may try again at once.
+        """
+        self.connect_failures_total += 1
+        was_probe = slot.is_probe
+        self.connecting -= 1
+        self._empty(slot)
+        self.backoff.failed(now)
+        self.is_hopeless = is_hopeless
+        if is_hopeless:
+            return Refusal.ALL
+        return Refusal.NOBODY if was_probe else Refusal.OLDEST
+
+    def open_cancelled(self, slot: Slot) -> None:
+        """An opening was given up because the pool ends."""
+        self.connecting -= 1
+        self._empty(slot)
+
+    def lost(self, slot: Slot, now: float) -> CloseReason:
+        """The connection of an idle slot died: it must be closed."""
+        self._condemn(slot)
+        self._note_surplus(now)
+        return CloseReason.BROKEN
+
+    def closed(self, slot: Slot, reason: CloseReason) -> None:
+        """The connection of a closing slot, or of one in the lane, is closed: its place is free."""
+        self.closed_by_reason[reason] += 1
+        if slot in self.lane:
+            self.lane.remove(slot)
+            slot.state, slot.connection = GONE, None
+        else:
+            self.closing -= 1
+            self._empty(slot)
+
+    def abandon(self, slot: Slot, reason: CloseReason) -> None:
+        """The connection of a leased or feed slot was aborted under its user. The lease keeps the slot object, which counts
+        no more; an empty one takes its place."""
+        self.closed_by_reason[reason] += 1
+        if slot in self.lane:
+            self.lane.remove(slot)
+        else:
+            self.leased -= 1
+            self._replace(slot, Slot())
+        slot.state, slot.connection = GONE, None
+
+    # ---- the lane, outside the pool's size
+
+    def has_feed_room(self) -> bool:
+        """Whether the feed lane takes one more connection."""
+        return self.feeds < self._config.feed_limit
+
+    def to_feed_lane(self, slot: Slot) -> None:
+        """A leased slot leaves the pool's size to serve a feed; an empty one takes its place."""
+        self.leased -= 1
+        self._replace(slot, Slot())
+        slot.state = FEED
+        self.lane.add(slot)
+
+    def trail(self, slot: Slot) -> None:
+        """The lease of a feed slot was released, but the feed is still read."""
+        slot.state = TRAILING
+
+    def retire(self, slot: Slot) -> None:
+        """The connection of a closing slot is still read from: it leaves the pool's size, and an empty slot takes its
+        place, so that a slow reader costs no capacity."""
+        self.closing -= 1
+        self._replace(slot, Slot())
+        slot.state = RETIRED
+        self.lane.add(slot)
+
+    def feed_ended(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
+        """Nobody reads from a feed slot any more. Makes it an idle one of the pool, if it is fit and there is room, and
+        returns None; or says why its connection must be closed."""
+        reason = slot.doomed
+        if reason is None and not is_open:
+            reason = CloseReason.BROKEN
+        elif reason is None and (self.size == self.max_size or slot.expires_at <= now):
+            reason = CloseReason.FEED_ENDED
+        if reason is not None:
+            slot.state = RETIRED
+            return reason
+        self.lane.remove(slot)
+        self._replace(next(other for other in self.slots if other.state is EMPTY), slot)
+        return self._come_home(slot, now, is_open=True)
+
+    # ---- sizes
+
+    def admits(self, waiting: int) -> bool:
+        """Whether one more caller may wait beside ``waiting`` others."""
+        return not self._config.max_waiting or waiting < self._config.max_waiting
+
+    def tend(self, now: float, waiting: int) -> Orders:
+        """What the pool's size needs now: slots to open (they are connecting from here on), idle ones to close (closing from
+        here on), and when to ask again."""
+        if self.state not in (LedgerState.OPEN, LedgerState.OPENING):
+            return Orders([], [])
+        close, surplus_at = self._shrink(now)
+        wanted = self._wanted(waiting)
+        wake_at = surplus_at
+        if wanted and self.is_outage:
+            if self.connecting:
+                wanted = 0  # the result of the one probe in flight decides
+            elif now < self.backoff.retry_at and not (self.is_hopeless and waiting):
+                wake_at = min(wake_at, self.backoff.retry_at)
+                wanted = 0
+            else:
+                wanted = 1
+        return Orders([self._connect() for _ in range(wanted)], close, wake_at)
+
+    def _wanted(self, waiting: int) -> int:
+        """Openings to begin: one for each caller that none is under way for, or what min_size needs; never above max."""
+        for_min_size = self.min_size - (self.idle + self.leased)
+        return min(max(waiting, for_min_size) - self.connecting, self.max_size - self.size)
+
+    def _connect(self) -> Slot:
+        slot = next(slot for slot in self.slots if slot.state is EMPTY)
+        slot.state = CONNECTING
+        slot.is_probe = self.is_outage
+        self.connecting += 1
+        return slot
+
+    def _shrink(self, now: float) -> tuple[list[tuple[Slot, CloseReason]], float]:
+        """Idle slots that have been surplus for max_idle, the longest unused first; and when there may be more."""
+        max_idle = self._config.max_idle
+        if max_idle is None or not self.surplus_since:
+            return [], NEVER
+        due = sum(risen + max_idle <= now for risen in self.surplus_since)
+        longest_unused = sorted((slot for slot in self.slots if slot.state is IDLE), key=lambda slot: slot.idle_since)
+        close = [(slot, CloseReason.SURPLUS) for slot in longest_unused[:due]]
+        for slot, _ in close:
+            self._condemn(slot)
+        # Without these connections the surplus would have been smaller by so many at any time: the eldest entries go.
+        del self.surplus_since[:due]
+        return close, self.surplus_since[0] + max_idle if self.surplus_since else NEVER
+
+    # ---- steps that keep the counts
+
+    def _surplus(self) -> int:
+        if not self._can_shrink:
+            return 0
+        return max(0, min(self.idle, self.idle + self.leased + self.connecting - self.min_size))
+
+    def _note_surplus(self, now: float) -> None:
+        """To be called after every step that changes the surplus."""
+        surplus = self._surplus()
+        del self.surplus_since[surplus:]
+        self.surplus_since.extend([now] * (surplus - len(self.surplus_since)))
+
+    def _condemn(self, slot: Slot) -> None:
+        self.idle -= 1
+        slot.state = CLOSING
+        self.closing += 1
+
+    def _empty(self, slot: Slot) -> None:
+        slot.state = EMPTY
+        slot.connection = None
+        slot.doomed = None
+        slot.is_probe = False
+
+    def _replace(self, slot: Slot, other: Slot) -> None:
+        self.slots[self.slots.index(slot)] = other
+
+    def check(self) -> None:
+        """Assert every invariant. For tests: it looks at every slot."""
+        states = Counter(slot.state for slot in self.slots)
+        assert len(self.slots) == len(set(self.slots)) == self.max_size, "a slot was lost or doubled"
+        assert states[CONNECTING] == self.connecting, (states, self.connecting)
+        assert states[IDLE] == self.idle, (states, self.idle)
+        assert states[LEASED] == self.leased, (states, self.leased)
+        assert states[CLOSING] == self.closing, (states, self.closing)
+        assert self.size + states[EMPTY] == self.max_size, (states, self.size)
+        assert len(self.surplus_since) == self._surplus(), (self.surplus_since, self._surplus())
+        assert self.surplus_since == sorted(self.surplus_since), self.surplus_since
+        assert not self.lane & set(self.slots), "a slot is in the pool and in the lane"
+        assert all(slot.state in (FEED, TRAILING, RETIRED) for slot in self.lane), self.lane
+        assert all(slot.connection is None for slot in self.slots if slot.state is EMPTY), "an empty slot holds one"
+        held = [slot.connection for slot in (*self.slots, *self.lane) if slot.connection is not None]
+        assert len(held) == len({id(connection) for connection in held}), "a connection is in two slots"
+        assert all(slot.connection is not None for slot in self.slots if slot.state in (IDLE, LEASED, CLOSING))
+        assert all(slot.doomed is None for slot in self.slots if slot.state is IDLE), "an idle slot is doomed"
+        assert self.state is LedgerState.OPEN or not self.idle or self.state is LedgerState.OPENING, "idle while closed"

@@ -1,0 +1,861 @@
+"""The shell: :class:`AsyncConnectionPool` and its one housekeeping task.
+
+It reports facts to the ledger and carries out its orders: here are the event loop, the real clock, real randomness and the
+log, and no arithmetic on sizes or ages. It knows nothing of RethinkDB's protocol.
+
+How a slot moves: callers never open, check, reset or close a connection themselves. A task that the pool owns does it, and
+its done-callback reports to the ledger; a caller only ever takes an idle slot or waits in line. So whoever is cancelled, and
+whenever, takes nothing down: what was half done goes on and serves the next in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType, TracebackType
+from typing import Any, Final
+
+from ._ledger import NEVER, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
+from ._waiting_room import Ticket, WaitingRoom
+from .config import Hook, PoolConfig, check_seconds
+from .connectors import Connector
+from .connectors.rethinkdb import R, RethinkDBConnector
+from .errors import ConnectFailed, LeaseError, PoolClosed, PoolException, PoolTimeout, TooManyWaiters
+from .lease import Lease
+from .stats import PoolStats
+
+__all__ = ["AsyncConnectionPool", "R"]
+
+log = logging.getLogger("async_repool")
+
+_pool_numbers = itertools.count(1)
+
+
+class Unset:
+    """The type of :data:`UNSET`."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset()
+"""An argument that was not given: the pool's option holds."""
+
+
+class Done(Coroutine[Any, Any, None]):
+    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work; a task can be made of it too."""
+
+    def send(self, value: Any, /) -> Any:  # noqa: D102 (the protocol of a coroutine)
+        raise StopIteration
+
+    def throw(self, *args: Any) -> Any:  # noqa: D102
+        raise args[0]
+
+    def close(self) -> None:  # noqa: D102
+        pass
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._nothing()
+
+    @staticmethod
+    def _nothing() -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+DONE: Final = Done()
+
+
+class AsyncConnectionPool:
+    """A pool of connections to one RethinkDB server, for the tasks of one event loop.
+
+    Connections are opened by :meth:`init_pool`, or by ``async with pool:``, and handed out by :meth:`acquire` and
+    :meth:`connect`, strictly first come, first served. Cancelling a call at any await loses nothing.
+
+    :param rethinkdb_connection_kwargs: a mapping of ``r.connect()`` arguments, or a
+        :class:`~async_repool.Connector` for any other kind of connection.
+
+    The options, their units and defaults are those of :class:`~async_repool.config.PoolConfig`. Raises ``TypeError`` or
+    ``ValueError`` naming the option and its value. Nothing is opened here.
+    """
+
+    def __init__(
+        self,
+        rethinkdb_connection_kwargs: Mapping[str, Any] | Connector,
+        pool_size: int = PoolConfig.pool_size,
+        connection_ttl: float | None = PoolConfig.connection_ttl,
+        *,
+        min_size: int | None = PoolConfig.min_size,
+        max_idle: float | None = PoolConfig.max_idle,
+        acquire_timeout: float | None = PoolConfig.acquire_timeout,
+        connect_timeout: float | None = PoolConfig.connect_timeout,
+        close_timeout: float = PoolConfig.close_timeout,
+        check_timeout: float = PoolConfig.check_timeout,
+        cursor_grace: float = PoolConfig.cursor_grace,
+        max_feed_connections: int | None = PoolConfig.max_feed_connections,
+        max_waiting: int = PoolConfig.max_waiting,
+        configure: Hook | None = PoolConfig.configure,
+        check: Hook | None = PoolConfig.check,
+        reset: Hook | None = PoolConfig.reset,
+        name: str | None = PoolConfig.name,
+    ) -> None:
+        self._config = PoolConfig(
+            pool_size=pool_size,
+            connection_ttl=connection_ttl,
+            min_size=min_size,
+            max_idle=max_idle,
+            acquire_timeout=acquire_timeout,
+            connect_timeout=connect_timeout,
+            close_timeout=close_timeout,
+            check_timeout=check_timeout,
+            cursor_grace=cursor_grace,
+            max_feed_connections=max_feed_connections,
+            max_waiting=max_waiting,
+            configure=configure,
+            check=check,
+            reset=reset,
+            name=name,
+        )
+        self._connector = _connector(rethinkdb_connection_kwargs, connect_timeout)
+        self._check = check
+        self._reset = reset
+        self._name = name or f"pool-{next(_pool_numbers)}"
+        self._ledger = Ledger(self._config, random.random)
+        self._room: WaitingRoom[Slot] = WaitingRoom()
+        self._loop: asyncio.AbstractEventLoop | None = None  # from init_pool() until everything is closed
+        self._open_loop: asyncio.AbstractEventLoop | None = None  # the same, while leases may be had
+        self._was_open = False
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._bell = asyncio.Event()  # wakes the housekeeper; bound to the loop, as the two below
+        self._wake_at = NEVER  # when it wakes by itself
+        self._tasks: set[asyncio.Task[Any]] = set()  # all others that the pool owns
+        self._opening: set[asyncio.Task[Any]] = set()  # those of them that open connections
+        self._reading: set[asyncio.Task[Any]] = set()  # those of them that wait until cursors have ended
+        self._leases_home = asyncio.Event()  # while closing: no lease is out, no cursor is read
+        self._all_closed = asyncio.Event()  # while closing: nothing is left
+        self._last_failure: BaseException | None = None  # of opening a connection
+        self._waited_total = 0
+        self._waited_seconds_total = 0.0
+        self._timeouts_total = 0
+        self._cancelled_total = 0
+        self._refused_total = 0
+
+    # ---- opening and closing
+
+    async def init_pool(self) -> None:
+        """Open ``min_size`` connections, all at once. Does nothing where the pool is open already.
+
+        Waits until they are open, each up to ``connect_timeout``. Where one cannot be opened, closes the others and raises
+        :class:`ConnectFailed` with the driver's error as cause; it may then be called again. If cancelled, closes what it
+        opened and leaves nothing behind. After :meth:`close` or :meth:`release_pool` it opens the pool again, in the event
+        loop that runs then.
+        """
+        loop = asyncio.get_running_loop()
+        if self._open_loop is loop:
+            return
+        if self._ledger.state is not LedgerState.CLOSED:
+            raise self._unusable("init_pool()")
+        self._loop = loop
+        self._was_open = False
+        self._bell, self._wake_at = asyncio.Event(), NEVER
+        self._leases_home = asyncio.Event()
+        self._all_closed = asyncio.Event()
+        self._ledger.open()
+        self._tend()
+        try:
+            if self._opening:
+                await asyncio.wait(self._opening, return_when=asyncio.FIRST_EXCEPTION)
+        except BaseException:
+            self._begin_close()
+            await self._all_closed.wait()
+            raise
+        if self._ledger.state is not LedgerState.OPENING:
+            raise PoolClosed(f"{self._name}: the pool was closed while init_pool() was opening it")
+        if self._ledger.is_outage:
+            failure = self._last_failure
+            self._begin_close()
+            await self._all_closed.wait()
+            raise ConnectFailed(
+                f"{self._name}: init_pool() could not open {self._ledger.min_size} connections to "
+                f"{self._connector.endpoint}: {_describe(failure)}. All are closed again, init_pool() may be called again"
+            ) from failure
+        self._ledger.opened_all()
+        self._open_loop = loop
+        self._was_open = True
+        self._housekeeper = loop.create_task(_keep_house(weakref.ref(self), self._bell), name=f"{self._name}: housekeeping")
+
+    async def __aenter__(self) -> AsyncConnectionPool:
+        """:meth:`init_pool`."""
+        await self.init_pool()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """:meth:`close`."""
+        await self.close()
+
+    async def close(self, timeout: float | None = 10.0) -> None:
+        """End the pool: lease nothing more, wake all who wait with :class:`PoolClosed`, and close every connection.
+
+        Feeds are ended at once. Leases, and cursors that are still read, are waited for up to ``timeout`` seconds (None: for
+        ever), then aborted: their users see that the connection is closed. Each connection may take ``close_timeout`` more
+        to close politely. If cancelled, the closing goes on by itself: every connection is closed when it comes home; call
+        it again to wait for that. May be called twice, and on a pool that was never opened.
+        """
+        check_seconds("timeout", timeout)
+        if self._ledger.state is LedgerState.CLOSED:
+            return
+        if self._loop is not asyncio.get_running_loop():
+            raise self._unusable("close()")
+        housekeeper = self._housekeeper
+        if self._ledger.state is not LedgerState.CLOSING:
+            self._begin_close()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._leases_home.wait()
+        except TimeoutError:
+            self._abort_leases()
+        await self._all_closed.wait()
+        if housekeeper is not None:
+            await asyncio.wait([housekeeper])
+
+    async def release_pool(self) -> None:
+        """Close every connection, as :meth:`close`, where no lease is out.
+
+        If leases are out, raises :class:`PoolException` saying how many, and changes nothing.
+        """
+        if leases := self._ledger.leases:
+            raise PoolException(
+                f"{self._name}: release_pool() while {leases} connection(s) are still leased. "
+                "Release them first, or use close(), which waits for them"
+            )
+        await self.close(timeout=0)
+
+    async def drain(self) -> None:
+        """Replace every connection, as after a fail-over or a change of passwords.
+
+        Idle connections are closed and replaced now; a leased one is closed when it comes home, one that is still read when
+        its last cursor has ended. Waits until the idle ones are replaced, at most ``close_timeout + connect_timeout``. Raises
+        :class:`ConnectFailed` where the new ones cannot be opened; housekeeping goes on trying. If cancelled, the work goes
+        on by itself.
+        """
+        self._check_open("drain()")
+        slots = self._ledger.drain(self._now())
+        self._room.remove(slots)
+        closing = [task for slot in slots if (task := self._close_slot(slot, CloseReason.DRAINED))]
+        self._tend()
+        if closing:
+            await asyncio.wait(closing)
+        if self._opening:
+            await asyncio.wait(self._opening)
+        if self._ledger.is_outage:
+            raise ConnectFailed(
+                f"{self._name}: drain() closed the old connections, but could not open new ones to "
+                f"{self._connector.endpoint}: {_describe(self._last_failure)}. The pool goes on trying"
+            ) from self._last_failure
+
+    def _begin_close(self) -> None:
+        self._open_loop = None
+        slots = self._ledger.close(self._now())
+        self._room.remove(slots)
+        for slot in slots:
+            self._close_slot(slot, CloseReason.POOL_CLOSED)
+        for slot in [slot for slot in self._ledger.lane if slot.state is not SlotState.RETIRED]:
+            work = _close(self._connector, slot.connection, self._config.close_timeout)
+            self._spawn("close", work, self._closed_apart(slot))
+            self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
+        for task in self._opening:
+            task.cancel()
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            self._housekeeper = None
+        self._room.refuse_all(PoolClosed(f"{self._name}: the pool was closed while this caller waited for a connection"))
+        self._settle_close()
+
+    def _abort_leases(self) -> None:
+        for slot in [slot for slot in self._ledger.slots if slot.state is SlotState.LEASED]:
+            self._connector.abort(slot.connection)
+            self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
+        for task in self._reading:
+            task.cancel()
+        self._settle_close()
+
+    def _settle_close(self) -> None:
+        """While closing: tell those who wait for it how far it is."""
+        ledger = self._ledger
+        if ledger.state is not LedgerState.CLOSING:
+            return
+        if not ledger.leased and not ledger.lane:
+            self._leases_home.set()
+            if not ledger.size and not self._tasks:
+                ledger.closed_all()
+                self._loop = None
+                self._all_closed.set()
+
+    def __del__(self) -> None:
+        ledger = getattr(self, "_ledger", None)
+        if ledger is None or ledger.state is LedgerState.CLOSED:
+            return
+        warnings.warn(f"unclosed {self!r}: await its close(), or use `async with`", ResourceWarning, source=self)
+        connections = [slot.connection for slot in (*ledger.slots, *ledger.lane) if slot.connection is not None]
+        work = partial(_abandon, self._connector, connections, self._housekeeper)
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            _abandon(self._connector, connections, None)
+        else:
+            loop.call_soon_threadsafe(work)  # the collector may run in any thread
+
+    # ---- acquire and release
+
+    async def acquire(self, timeout: float | None | Unset = UNSET) -> Lease:
+        """Lease a connection; give it back with :meth:`release`.
+
+        Takes an idle connection at once. Where there is none, waits in line for up to ``timeout`` seconds (None: for ever;
+        not given: the pool's ``acquire_timeout``), strictly first come, first served, while the pool opens a connection if it
+        may. If cancelled, the caller leaves the line and its turn goes to the next.
+
+        :raises PoolTimeout: no connection became free in time.
+        :raises ConnectFailed: a connection was needed and could not be opened; the cause is the driver's error.
+        :raises TooManyWaiters: ``max_waiting`` callers wait already.
+        :raises PoolClosed: the pool is not open, or was closed meanwhile.
+        :raises PoolException: the pool was opened in another event loop.
+        """
+        return self._acquire_nowait() or await self._wait_in_line(timeout)
+
+    def release(self, lease: Lease) -> Done:
+        """Give a lease back, at once. What it returns may be awaited, and is done already.
+
+        The connection goes to whoever has waited longest, or back to the idle ones; a broken or drained one is replaced.
+
+        :raises LeaseError: the lease was released before, or is of another pool; nothing has changed then.
+        :raises PoolException: called outside the event loop that the pool was opened in; the lease is still live then.
+        """
+        slot = self._end(lease, "release()")
+        ledger = self._ledger
+        if slot.state is not SlotState.LEASED:
+            self._release_feed(slot)
+        elif self._reset is not None:
+            ledger.hold_released(slot)
+            self._prepare(slot, self._reset)
+        else:
+            self._come_home(slot, ledger.release(slot, self._now(), self._connector.is_open(slot.connection)))
+        return DONE
+
+    def connect(self, looped_mode: bool = False, *, timeout: float | None | Unset = UNSET) -> LeaseContext:
+        """``async with pool.connect() as connection:`` acquires a lease and releases it at the end of the block.
+
+        Waits, raises and is cancelled as :meth:`acquire`.
+
+        :param looped_mode: for a feed that lives long. The connection leaves the pool, where another may take its place,
+            until the feed has ended; at most ``max_feed_connections`` do so, or :class:`PoolException` is raised.
+        """
+        return LeaseContext(self, looped_mode, timeout)
+
+    def release_to_looped(self, lease: Lease) -> Done:
+        """Give a lease back whose connection serves a feed: it leaves the pool until the feed has ended.
+
+        Raises as :meth:`release`; and :class:`PoolException`, with the lease still live, where the feed lane is full.
+        """
+        if not self._ledger.has_feed_room():
+            raise self._feed_lane_full()
+        slot = self._end(lease, "release_to_looped()")
+        if slot.state is SlotState.LEASED:
+            self._ledger.to_feed_lane(slot)
+            self._tend()
+        self._release_feed(slot)
+        return DONE
+
+    def _acquire_nowait(self) -> Lease | None:
+        """A lease of an idle connection; None if the caller has to wait in line."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._open_loop:
+            raise self._unusable("acquire()")
+        while (slot := self._room.take_nowait()) is not None:
+            if self._check is not None:
+                self._hold(slot)
+                return None
+            reason = self._ledger.lease(slot, loop.time(), self._connector.is_open(slot.connection))
+            if reason is None:
+                return Lease(self, slot)
+            self._close_slot(slot, reason)
+        return None
+
+    async def _wait_in_line(self, timeout: float | None | Unset) -> Lease:
+        if isinstance(timeout, Unset):
+            timeout = self._config.acquire_timeout
+        else:
+            check_seconds("timeout", timeout)
+        if not self._ledger.admits(self._room.waiting):
+            self._refused_total += 1
+            raise TooManyWaiters(
+                f"{self._name}: acquire() was refused, max_waiting={self._config.max_waiting} callers wait already "
+                f"({self._situation()})"
+            )
+        began = self._now()
+        ticket: Ticket[Slot] = self._room.join()
+        self._tend()
+        try:
+            async with asyncio.timeout(timeout):
+                slot = await ticket
+        except BaseException as error:
+            # From the hand-over on the slot is this caller's, though it may never have seen it: cancelled or out of time at
+            # that very moment, it passes the slot on.
+            unseen = self._room.leave(ticket)
+            if unseen is not None:
+                self._come_home(unseen, self._ledger.pass_on(unseen, self._now(), self._is_open(unseen)))
+            if isinstance(error, asyncio.CancelledError):
+                self._cancelled_total += 1
+                raise
+            explained = self._explain(error, self._now() - began)
+            raise explained from explained.__cause__
+        finally:
+            self._waited_total += 1
+            self._waited_seconds_total += self._now() - began
+        return Lease(self, slot)
+
+    def _explain(self, error: BaseException, waited: float) -> BaseException:
+        """What a caller is told whose wait ended in ``error``."""
+        asked = f"{self._name}: no connection to {self._connector.endpoint} after waiting {waited:.1f} s"
+        explained: PoolException
+        if isinstance(error, TimeoutError):
+            self._timeouts_total += 1
+            if not self._ledger.is_outage:
+                explained = PoolTimeout(f"{asked} ({self._situation()}). Release leases sooner, or raise pool_size")
+                explained.__cause__ = None
+                return explained
+        if isinstance(error, (TimeoutError, ConnectFailed)):
+            failure = self._last_failure
+            explained = ConnectFailed(
+                f"{asked}, the last attempt failed: {_describe(failure)} ({self._situation()})",
+                is_permanent=self._ledger.is_hopeless,
+            )
+            explained.__cause__ = failure
+            return explained
+        return error
+
+    def _end(self, lease: Lease, call: str) -> Slot:
+        if type(lease) is not Lease:
+            raise LeaseError(f"{self._name}: {call} takes a lease that this pool's acquire() gave, not {lease!r}")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not self._loop and not lease._was_ended_by_pool:
+            raise self._unusable(call)
+        return lease._end(self)
+
+    def _release_feed(self, slot: Slot) -> None:
+        if slot.state is SlotState.GONE:
+            return  # the pool ended this lease
+        connection = slot.connection
+        if self._connector.is_open(connection) and self._connector.has_streams(connection):
+            self._ledger.trail(slot)
+            task = self._spawn("feed", self._connector.wait_streams(connection), partial(self._feed_ended, slot))
+            self._reading.add(task)
+        else:
+            self._feed_ended(slot)
+
+    def _feed_ended(self, slot: Slot, task: asyncio.Task[Any] | None = None) -> None:
+        if task is not None:
+            self._reading.discard(task)
+        if slot.state is SlotState.GONE:
+            return
+        reason = self._ledger.feed_ended(slot, self._now(), self._is_open(slot))
+        if reason is None and self._reset is not None:
+            self._ledger.hold(slot, self._now())
+            self._prepare(slot, self._reset)
+        else:
+            self._come_home(slot, reason)
+
+    async def _acquire_feed(self, timeout: float | None | Unset) -> Lease:
+        if not self._ledger.has_feed_room():
+            raise self._feed_lane_full()
+        lease = await self.acquire(timeout)
+        if not self._ledger.has_feed_room():  # another feed was quicker while this one waited
+            self.release(lease)
+            raise self._feed_lane_full()
+        self._ledger.to_feed_lane(lease._slot)
+        self._tend()
+        return lease
+
+    # ---- slots
+
+    def _come_home(self, slot: Slot, reason: CloseReason | None, *, is_checked: bool = False) -> None:
+        """A slot was made idle (``reason`` None) or is closing: serve whoever has waited longest, or keep it."""
+        if reason is None:
+            if self._room.put_nowait(slot):
+                if self._ledger.surplus_since and self._wake_at == NEVER:
+                    self._tend()
+                return
+            if self._check is not None and not is_checked:
+                self._hold(slot)
+                return
+            reason = self._ledger.lease(slot, self._now(), self._is_open(slot))
+            if reason is None:
+                self._room.hand_over(slot)
+                return
+        self._close_slot(slot, reason)
+        self._tend()
+
+    def _hold(self, slot: Slot) -> None:
+        """Check an idle slot before it is leased."""
+        assert self._check is not None
+        self._ledger.hold(slot, self._now())
+        self._prepare(slot, self._check, is_checked=True)
+
+    def _prepare(self, slot: Slot, hook: Hook, *, is_checked: bool = False) -> None:
+        """Run a check or a reset on a connecting slot."""
+        work = _call(hook, slot.connection, self._config.check_timeout)
+        self._spawn("check or reset", work, partial(self._prepared, slot, is_checked))
+
+    def _prepared(self, slot: Slot, is_checked: bool, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            log.debug("%s: a connection is discarded, its check or reset failed: %s", self._name, _outcome(task))
+            self._close_slot(slot, self._ledger.unfit(slot))
+            self._tend()
+        else:
+            reason = self._ledger.prepared(slot, self._now(), self._is_open(slot))
+            self._come_home(slot, reason, is_checked=is_checked)
+
+    def _open(self, slot: Slot) -> None:
+        """Open a connection for a connecting slot."""
+        work = _open(self._connector, self._config.configure, self._connect_timeout())
+        task = self._spawn("open", work, partial(self._opened, slot))
+        self._opening.add(task)
+
+    def _opened(self, slot: Slot, task: asyncio.Task[Any]) -> None:
+        self._opening.discard(task)
+        if task.cancelled():
+            self._ledger.open_cancelled(slot)
+        elif (error := task.exception()) is not None:
+            self._open_failed(slot, error)
+        else:
+            connection = task.result()
+            if self._ledger.is_outage and self._ledger.state is LedgerState.OPEN:
+                log.info("%s: connected to %s again", self._name, self._connector.endpoint)
+            reason = self._ledger.opened(slot, connection, self._now())
+            self._connector.on_lost(connection, partial(_lost, weakref.ref(self), slot))
+            self._come_home(slot, reason)
+            self._tend()  # where an outage has ended, the others may follow
+
+    def _open_failed(self, slot: Slot, error: BaseException) -> None:
+        is_hopeless = isinstance(error, ConnectFailed) and error.is_permanent
+        if isinstance(error, ConnectFailed) and error.__cause__ is not None:
+            error = error.__cause__
+        if not self._ledger.is_outage and self._ledger.state is LedgerState.OPEN:
+            log.warning("%s: cannot connect to %s: %s", self._name, self._connector.endpoint, _describe(error))
+        self._last_failure = error
+        refusal = self._ledger.open_failed(slot, self._now(), is_hopeless=is_hopeless)
+        if refusal is Refusal.OLDEST:
+            self._room.refuse(ConnectFailed("could not connect"))
+        elif refusal is Refusal.ALL:
+            self._room.refuse_all(ConnectFailed("could not connect"))
+        if self._ledger.state is LedgerState.OPEN:  # a failure while opening ends init_pool()
+            self._tend()
+
+    def _close_slot(self, slot: Slot, reason: CloseReason) -> asyncio.Task[Any] | None:
+        """Close the connection of a closing slot, or of one in the lane. Returns the task that does it, if it takes any."""
+        connection = slot.connection
+        log.debug("%s: closing a connection: %s", self._name, reason)
+        if not self._connector.is_open(connection):
+            self._connector.abort(connection)
+            self._ledger.closed(slot, reason)
+            return None
+        if self._connector.has_streams(connection):
+            self._ledger.retire(slot)
+            work = _wait_streams(self._connector, connection, self._config.cursor_grace)
+            task = self._spawn("last cursor", work, partial(self._retired, slot, reason))
+            self._reading.add(task)
+            return None
+        return self._close_now(slot, reason)
+
+    def _close_now(self, slot: Slot, reason: CloseReason) -> asyncio.Task[Any]:
+        work = _close(self._connector, slot.connection, self._config.close_timeout)
+        return self._spawn("close", work, partial(self._closed, slot, reason))
+
+    def _retired(self, slot: Slot, reason: CloseReason, task: asyncio.Task[Any]) -> None:
+        self._reading.discard(task)
+        if task.cancelled():
+            self._connector.abort(slot.connection)
+            self._ledger.closed(slot, reason)
+        else:
+            self._close_now(slot, reason)
+
+    def _closed(self, slot: Slot, reason: CloseReason, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            log.debug("%s: a connection would not close politely and was aborted: %s", self._name, _outcome(task))
+            self._connector.abort(slot.connection)
+        self._ledger.closed(slot, reason)
+        self._tend()
+
+    def _closed_apart(self, slot: Slot) -> Callable[[asyncio.Task[Any]], None]:
+        """For a connection that the ledger does not know any more."""
+        connection = slot.connection
+
+        def closed(task: asyncio.Task[Any]) -> None:
+            if task.cancelled() or task.exception() is not None:
+                self._connector.abort(connection)
+
+        return closed
+
+    def _slot_lost(self, slot: Slot) -> None:
+        """A connection died. Idle, it goes; in use, it goes when it comes home."""
+        if slot.state is SlotState.IDLE:
+            self._room.remove((slot,))
+            self._close_slot(slot, self._ledger.lost(slot, self._now()))
+            self._tend()
+
+    # ---- housekeeping
+
+    def _tend(self) -> float:
+        """Carry out what the ledger orders. Returns when it wants to be asked again."""
+        orders = self._ledger.tend(self._now(), self._room.waiting)
+        if orders.close:
+            self._room.remove([slot for slot, _ in orders.close])
+        for slot, reason in orders.close:
+            self._close_slot(slot, reason)
+        for slot in orders.open:
+            self._open(slot)
+        if orders.wake_at < self._wake_at:
+            self._bell.set()
+        self._wake_at = orders.wake_at
+        return orders.wake_at
+
+    def _spawn(
+        self, purpose: str, work: Coroutine[Any, Any, Any], done: Callable[[asyncio.Task[Any]], None]
+    ) -> asyncio.Task[Any]:
+        """Run ``work`` in a task of the pool's; ``done`` takes its outcome, whatever it is, even if it never started."""
+        assert self._loop is not None
+        task = self._loop.create_task(work, name=f"{self._name}: {purpose}")
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._task_done, done))
+        return task
+
+    def _task_done(self, done: Callable[[asyncio.Task[Any]], None], task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        done(task)
+        self._settle_close()
+
+    def _now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
+
+    def _is_open(self, slot: Slot) -> bool:
+        return self._connector.is_open(slot.connection)
+
+    def _connect_timeout(self) -> float:
+        timeout = self._config.connect_timeout
+        return self._connector.connect_timeout if timeout is None else timeout
+
+    # ---- what the pool tells
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self._name
+
+    @property
+    def pool_size(self) -> int:
+        """Most connections open at once."""
+        return self._config.pool_size
+
+    @property
+    def connection_ttl(self) -> float | None:
+        """Seconds that a connection may live. 0 or None: for ever."""
+        return self._config.connection_ttl
+
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is idle."""
+        return self._room.empty
+
+    def stats(self) -> PoolStats:
+        """How the pool is now, and what it has done so far."""
+        ledger = self._ledger
+        return PoolStats(
+            name=self._name,
+            min_size=ledger.min_size,
+            max_size=ledger.max_size,
+            size=ledger.size,
+            idle=ledger.idle,
+            leased=ledger.leased,
+            connecting=ledger.connecting,
+            closing=ledger.closing,
+            waiting=self._room.waiting,
+            feeds=ledger.feeds,
+            retired=ledger.retired,
+            acquired_total=ledger.acquired_total,
+            waited_total=self._waited_total,
+            waited_seconds_total=self._waited_seconds_total,
+            timeouts_total=self._timeouts_total,
+            cancelled_total=self._cancelled_total,
+            refused_total=self._refused_total,
+            opened_total=ledger.opened_total,
+            connect_failures_total=ledger.connect_failures_total,
+            closed_total=ledger.closed_by_reason.total(),
+            closed_by_reason=MappingProxyType({str(reason): n for reason, n in ledger.closed_by_reason.items()}),
+        )
+
+    def __repr__(self) -> str:
+        ledger = self._ledger
+        status = ledger.state.value
+        if ledger.state is not LedgerState.CLOSED:
+            status += f" {ledger.leased}/{ledger.max_size} leased, {self._room.waiting} waiting"
+        return f"<AsyncConnectionPool {self._name!r} {status}>"
+
+    def _situation(self) -> str:
+        ledger = self._ledger
+        return (
+            f"{ledger.leased} of {ledger.max_size} leased, {ledger.idle} idle, {ledger.connecting} connecting, "
+            f"{ledger.closing} closing, {self._room.waiting} waiting"
+        )
+
+    # ---- what the pool refuses
+
+    def _check_open(self, call: str) -> None:
+        if asyncio.get_running_loop() is not self._open_loop:
+            raise self._unusable(call)
+
+    def _unusable(self, call: str) -> PoolException:
+        """Why a call cannot be served in the pool's present state."""
+        state = self._ledger.state
+        if state is LedgerState.OPENING:
+            return PoolClosed(f"{self._name}: {call} while init_pool() is still opening the pool; await that first")
+        if state is LedgerState.CLOSING:
+            return PoolClosed(f"{self._name}: {call} while the pool is closing; init_pool() opens it again after that")
+        if state is LedgerState.OPEN:
+            return PoolException(
+                f"{self._name}: {call} outside the event loop in which the pool was opened; a pool serves one event loop, "
+                "open one in each"
+            )
+        if self._was_open:
+            return PoolClosed(f"{self._name}: {call} on a closed pool; init_pool() opens it again")
+        return PoolClosed(f"{self._name}: {call} on a pool that is not open yet; await init_pool(), or use `async with pool:`")
+
+    def _feed_lane_full(self) -> PoolException:
+        return PoolException(
+            f"{self._name}: max_feed_connections={self._config.feed_limit} connections serve feeds already; end one, or "
+            "raise max_feed_connections"
+        )
+
+
+class LeaseContext:
+    """What :meth:`AsyncConnectionPool.connect` returns: acquires on entry, releases on exit. Use it once."""
+
+    __slots__ = ("_lease", "_looped_mode", "_pool", "_timeout")
+
+    def __init__(self, pool: AsyncConnectionPool, looped_mode: bool, timeout: float | None | Unset) -> None:
+        self._pool = pool
+        self._looped_mode = looped_mode
+        self._timeout = timeout
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Lease:
+        pool = self._pool
+        if self._looped_mode:
+            lease = await pool._acquire_feed(self._timeout)
+        else:
+            lease = pool._acquire_nowait() or await pool._wait_in_line(self._timeout)
+        self._lease = lease
+        return lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._pool.release(lease)
+
+
+# What the pool's tasks do. None of them holds the pool: a forgotten one can be collected.
+
+
+async def _open(connector: Connector, configure: Hook | None, timeout: float) -> Any:
+    async with asyncio.timeout(timeout):
+        connection = await connector.connect()
+        if configure is None:
+            return connection
+        try:
+            await configure(connection)
+        except BaseException:
+            connector.abort(connection)
+            raise
+        return connection
+
+
+async def _call(hook: Hook, connection: Any, timeout: float) -> None:
+    async with asyncio.timeout(timeout):
+        await hook(connection)
+
+
+async def _wait_streams(connector: Connector, connection: Any, grace: float) -> None:
+    try:
+        async with asyncio.timeout(grace):
+            await connector.wait_streams(connection)
+    except TimeoutError:
+        pass  # the readers see that the connection is closed
+
+
+async def _close(connector: Connector, connection: Any, timeout: float) -> None:
+    async with asyncio.timeout(timeout):
+        await connector.close(connection)
+
+
+async def _keep_house(pool: weakref.ref[AsyncConnectionPool], bell: asyncio.Event) -> None:
+    """Ask the ledger whenever it wanted to be asked. Holds no pool while it sleeps."""
+    while True:
+        bell.clear()
+        this = pool()
+        if this is None:
+            return
+        wake_at = this._tend()
+        del this
+        try:
+            async with asyncio.timeout_at(None if wake_at == NEVER else wake_at):
+                await bell.wait()
+        except TimeoutError:
+            pass
+
+
+def _lost(pool: weakref.ref[AsyncConnectionPool], slot: Slot) -> None:
+    this = pool()
+    if this is not None:
+        this._slot_lost(slot)
+
+
+def _abandon(connector: Connector, connections: Iterable[Any], housekeeper: asyncio.Task[None] | None) -> None:
+    """End what a forgotten pool held."""
+    for connection in connections:
+        connector.abort(connection)
+    if housekeeper is not None:
+        housekeeper.cancel()
+
+
+def _connector(arguments: Mapping[str, Any] | Connector, connect_timeout: float | None) -> Connector:
+    """The one place where ``connect()`` arguments become a connector."""
+    if isinstance(arguments, Mapping):
+        if connect_timeout is not None:
+            arguments = {**arguments, "timeout": connect_timeout}
+        return RethinkDBConnector(**arguments)
+    if isinstance(arguments, Connector):
+        return arguments
+    raise TypeError(
+        f"rethinkdb_connection_kwargs must be a mapping of r.connect() arguments or a Connector, not {type(arguments).__name__}"
+    )
+
+
+def _describe(error: BaseException | None) -> str:
+    """One line about an error; a bare TimeoutError says nothing of itself."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _outcome(task: asyncio.Task[Any]) -> str:
+    return "cancelled" if task.cancelled() else _describe(task.exception())

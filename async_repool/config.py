@@ -1,0 +1,121 @@
+"""The options of a pool: one frozen record, with units, defaults and checks.
+
+Every option stands here and nowhere else. Nothing here waits, reads a clock or opens anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+__all__ = ["Hook", "PoolConfig"]
+
+Hook: TypeAlias = Callable[[Any], Awaitable[object]]
+"""An async callable that is given a connection. Raising makes the pool discard that connection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """What a pool was asked to be. Raises ``TypeError`` or ``ValueError`` naming the option and the value.
+
+    All times are seconds. ``None`` means no limit, unless said otherwise.
+    """
+
+    pool_size: int = 3
+    """Most connections open at once, those of the feed lane aside."""
+
+    connection_ttl: float | None = 3600
+    """How long a connection may live, counted from its opening; up to 5 % less, drawn at random. 0 or None: for ever."""
+
+    min_size: int | None = None
+    """Connections that ``init_pool()`` opens and housekeeping keeps. None: as many as ``pool_size``."""
+
+    max_idle: float | None = 600
+    """How long a connection above ``min_size`` may be surplus before it is closed. 0: not at all. None: for ever."""
+
+    acquire_timeout: float | None = 30
+    """How long ``acquire()`` waits by default. None: for ever."""
+
+    connect_timeout: float | None = None
+    """How long opening one may take: TCP, TLS, log-in and ``configure``. None: the connect arguments' ``timeout``, else 20."""
+
+    close_timeout: float = 5
+    """How long one connection may take to close politely before it is aborted."""
+
+    check_timeout: float = 5
+    """How long the ``check`` and the ``reset`` of one connection may take before it is discarded."""
+
+    cursor_grace: float = 60
+    """How long cursors may go on reading from a connection that is to be closed."""
+
+    max_feed_connections: int | None = None
+    """Most connections in the feed lane (``looped_mode``). None: as many as ``pool_size``."""
+
+    max_waiting: int = 0
+    """Most callers waiting at once. 0: no limit."""
+
+    configure: Hook | None = None
+    """Called with each new connection, after it was opened."""
+
+    check: Hook | None = None
+    """Called with a connection before each lease."""
+
+    reset: Hook | None = None
+    """Called with a connection after each release."""
+
+    name: str | None = None
+    """Shown in repr, logs, errors and metrics. None: ``pool-1``, ``pool-2``, …"""
+
+    def __post_init__(self) -> None:
+        self._check_count("pool_size", at_least=1)
+        self._check_count("min_size", at_least=0, optional=True)
+        if self.min_size is not None and self.min_size > self.pool_size:
+            raise ValueError(f"min_size={self.min_size} is more than pool_size={self.pool_size}")
+        self._check_count("max_feed_connections", at_least=0, optional=True)
+        self._check_count("max_waiting", at_least=0)
+        for option in ("connection_ttl", "max_idle", "acquire_timeout"):
+            self._check_seconds(option, optional=True)
+        self._check_seconds("connect_timeout", optional=True, positive=True)
+        self._check_seconds("close_timeout")
+        self._check_seconds("check_timeout", positive=True)
+        self._check_seconds("cursor_grace")
+        for option in ("configure", "check", "reset"):
+            hook = getattr(self, option)
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{option} must be an async callable or None, not {hook!r}")
+        if self.name is not None and not isinstance(self.name, str):
+            raise TypeError(f"name must be a str or None, not {self.name!r}")
+
+    @property
+    def smallest_size(self) -> int:
+        """``min_size``, or what it stands for where it is None."""
+        return self.pool_size if self.min_size is None else self.min_size
+
+    @property
+    def feed_limit(self) -> int:
+        """``max_feed_connections``, or what it stands for where it is None."""
+        return self.pool_size if self.max_feed_connections is None else self.max_feed_connections
+
+    def _check_count(self, option: str, *, at_least: int, optional: bool = False) -> None:
+        value = getattr(self, option)
+        if value is None and optional:
+            return
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{option} must be an int{' or None' if optional else ''}, not {value!r}")
+        if value < at_least:
+            raise ValueError(f"{option} must be {at_least} or more, not {value!r}")
+
+    def _check_seconds(self, option: str, *, optional: bool = False, positive: bool = False) -> None:
+        check_seconds(option, getattr(self, option), optional=optional, positive=positive)
+
+
+def check_seconds(option: str, value: object, *, optional: bool = True, positive: bool = False) -> None:
+    """Raise unless ``value`` is a finite number of seconds, 0 or more (``positive``: more than 0), or None if ``optional``."""
+    if value is None and optional:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{option} must be a number of seconds{' or None' if optional else ''}, not {value!r}")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{option} must be a finite number of seconds {'> 0' if positive else '>= 0'}, not {value!r}")

@@ -1,0 +1,114 @@
+"""The lease: what a user holds between acquire and release.
+
+It forwards to the connection, has a default database of its own, and is dead after release. It knows nothing of the
+ledger's rules or of queues, and of the driver only the one method that ``query.run(connection)`` calls.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol
+
+from ._ledger import Slot, SlotState
+from .errors import LeaseError
+
+__all__ = ["Lease"]
+
+
+class Owner(Protocol):
+    """What a lease knows of its pool."""
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+
+
+class Lease:
+    """A connection in the hands of one user. It passes for the driver's connection wherever that is expected.
+
+    ``query.run(lease)``, ``use()``, ``db``, ``server()``, ``noreply_wait()``, ``is_open()``, ``close()`` and whatever else the
+    connection has are forwarded to it; ``isinstance(lease, rethinkdb.net.Connection)`` is true. ``use()`` lasts as long as
+    the lease. After release every use raises :class:`~async_repool.LeaseError`; cursors that were opened on the lease may
+    still be read.
+    """
+
+    __slots__ = ("__weakref__", "_connection", "_db", "_pool", "_slot")
+
+    def __init__(self, pool: Owner, slot: Slot) -> None:
+        self._pool = pool
+        self._slot = slot
+        self._connection: Any = slot.connection
+        self._db: str | None = None
+
+    # What isinstance() asks where the type itself says no.
+    @property
+    def __class__(self) -> Any:
+        return Lease if self._connection is None else type(self._connection)
+
+    @property
+    def db(self) -> str | None:
+        """The default database of queries on this lease."""
+        connection = self._live("db")
+        return connection.db if self._db is None else self._db
+
+    @db.setter
+    def db(self, db: str | None) -> None:
+        self._live("db")
+        self._db = db
+
+    def use(self, db: str) -> None:
+        """Make ``db`` the default database of this lease; the connection's own stays as it is."""
+        self._live("use()")
+        self._db = db
+
+    def _start(self, term: Any, **options: Any) -> Any:
+        """What ``query.run(lease, **options)`` calls."""
+        connection = self._connection
+        if connection is None:
+            raise self._dead("query.run()")
+        if self._db is not None:
+            options.setdefault("db", self._db)
+        return connection._start(term, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._live(name), name)
+
+    async def __aenter__(self) -> Lease:
+        self._live("async with")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connection, as the driver's does. The pool gives the next user a fresh one."""
+        await self._live("async with").close(False)
+
+    def __repr__(self) -> str:
+        if self._connection is None:
+            return f"<Lease of pool {self._pool.name!r}, released>"
+        return f"<Lease of pool {self._pool.name!r} on {self._connection!r}>"
+
+    def _live(self, use: str) -> Any:
+        if self._connection is None:
+            raise self._dead(use)
+        return self._connection
+
+    def _dead(self, use: str) -> LeaseError:
+        return LeaseError(
+            f"{self._pool.name}: {use} on a lease that was released before; acquire a new one (or use it inside `async with`)"
+        )
+
+    @property
+    def _was_ended_by_pool(self) -> bool:
+        return self._slot.state is SlotState.GONE
+
+    def _end(self, pool: Owner) -> Slot:
+        """For the pool: end this lease and take its slot. Raises LeaseError, and changes nothing, where that is wrong."""
+        if self._pool is not pool:
+            raise LeaseError(
+                f"{pool.name}: release() was given a lease of pool {self._pool.name!r}; release it there, it is still leased"
+            )
+        if self._connection is None:
+            raise LeaseError(f"{pool.name}: release() of a lease that was released before")
+        self._connection = None
+        return self._slot

@@ -1,0 +1,62 @@
+"""What a pool tells about itself: one frozen snapshot. Exporters read it; it knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+__all__ = ["PoolStats"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolStats:
+    """A snapshot of a pool. The gauges say how it is now; the totals only grow, from the pool's construction on."""
+
+    name: str
+    """The pool's name."""
+
+    min_size: int
+    """Connections that housekeeping keeps open."""
+    max_size: int
+    """Most connections open at once, feeds aside."""
+
+    # Gauges.
+    size: int
+    """``idle + leased + connecting + closing``; never above ``max_size``."""
+    idle: int
+    """Connections ready to be leased."""
+    leased: int
+    """Connections in users' hands."""
+    connecting: int
+    """Connections being opened, checked or reset."""
+    closing: int
+    """Connections being closed."""
+    waiting: int
+    """Callers waiting for a connection."""
+    feeds: int
+    """Connections in the feed lane, outside ``size``."""
+    retired: int
+    """Connections outside ``size`` that close when the last cursor on them has ended."""
+
+    # Totals.
+    acquired_total: int
+    """Leases handed out."""
+    waited_total: int
+    """Callers that had to wait in line, whether they got a lease or not."""
+    waited_seconds_total: float
+    """Seconds spent waiting in line, by all callers together."""
+    timeouts_total: int
+    """Callers whose time ran out."""
+    cancelled_total: int
+    """Callers that were cancelled in line."""
+    refused_total: int
+    """Callers turned away because ``max_waiting`` were waiting."""
+    opened_total: int
+    """Connections opened."""
+    connect_failures_total: int
+    """Attempts to open a connection that failed."""
+    closed_total: int
+    """Connections closed or aborted, whatever the reason."""
+    closed_by_reason: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """``closed_total`` by the reason for closing, such as ``expired`` or ``broken``."""
