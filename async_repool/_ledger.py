@@ -1,8 +1,9 @@
 """The ledger: every slot of a pool and its state, and all rules about sizes and ages.
 
-Facts and ``now`` go in; orders come out: lease this, open these, close these because, wake me at. Only here live the rules of
-sizing, expiry, shrinking, refilling, outages, drain and closing. It holds connections as opaque objects, and knows nothing
-of event loops, threads, clocks, randomness, logging or the driver; of those who wait it knows only how many they are.
+Facts and ``now`` go in; orders come out: lease this, open these, close these because, wake me at. Only here live the
+rules of sizing, expiry, shrinking, refilling, outages, drain and closing. It holds connections as opaque objects, and
+knows nothing of event loops, threads, clocks, randomness, logging or the driver; of those who wait it knows only how
+many they are.
 
 Every method is one step: it leaves all invariants intact (:meth:`Ledger.check` asserts them).
 """
@@ -10,7 +11,6 @@ Every method is one step: it leaves all invariants intact (:meth:`Ledger.check` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, Final
@@ -19,6 +19,9 @@ from ._backoff import Backoff, Random, expiry
 from .config import PoolConfig
 
 NEVER: Final = float("inf")
+
+PROBATION_SECONDS: Final = 1.0
+"""A new connection that dies within this time, before its first lease, counts as one that could not be opened."""
 
 
 class SlotState(Enum):
@@ -79,15 +82,17 @@ class Refusal(Enum):
 class Slot:
     """The pool's place for one connection. Read by all, written by the ledger alone."""
 
-    __slots__ = ("connection", "doomed", "expires_at", "idle_since", "is_probe", "state")
+    __slots__ = ("connection", "doomed", "expires_at", "idle_since", "is_probe", "is_proven", "opened_at", "state")
 
     def __init__(self) -> None:
         self.state = EMPTY
         self.connection: Any = None
+        self.opened_at = 0.0
         self.expires_at = NEVER
         self.idle_since = 0.0
         self.doomed: CloseReason | None = None  # to be closed when it comes home
         self.is_probe = False  # opening began when an outage was known
+        self.is_proven = False  # its connection was leased, or passed its check
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value}{f' doomed: {self.doomed}' if self.doomed else ''}>"
@@ -120,13 +125,17 @@ class Ledger:
         self.leased = 0
         self.closing = 0
 
-        # How many idle slots the pool could do without is its surplus. surplus_since[k] is when the surplus last rose to k + 1, so
-        # len(surplus_since) is the surplus, and as many connections as there are entries older than max_idle were superfluous all
-        # that time, whichever they were. Last use says nothing: light steady traffic uses every connection now and then.
+        # How many idle slots the pool could do without is its surplus. surplus_since[k] is when the surplus last rose
+        # to k + 1, so len(surplus_since) is the surplus, and as many connections as there are entries older than
+        # max_idle were superfluous all that time, whichever they were. Last use says nothing: light steady traffic uses
+        # every connection now and then.
         self._can_shrink = config.max_idle is not None and self.min_size < self.max_size
         self.surplus_since: list[float] = []
 
-        self.backoff = Backoff(random)  # of openings; has failures during an outage only
+        # Of openings; has failures during an outage only. A connection that dies or fails its check soon after it was
+        # opened counts as one that could not be opened, and an outage is over only when a connection has proven good.
+        # Else a server that lets everybody in and then hangs up would be called again and again without a pause.
+        self.backoff = Backoff(random)
         self.is_hopeless = False  # the last opening failed in a way that trying again cannot mend
 
         self.acquired_total = 0
@@ -155,8 +164,13 @@ class Ledger:
         return self.leased + sum(slot.state is FEED for slot in self.lane)
 
     @property
+    def is_opening(self) -> bool:
+        """Whether the first connections are being opened."""
+        return self.state is LedgerState.OPENING
+
+    @property
     def is_outage(self) -> bool:
-        """Whether the last attempt to open a connection failed."""
+        """Whether an attempt to open a connection failed, and no connection has proven good since."""
         return self.backoff.failures > 0
 
     # ---- the life of the pool
@@ -172,8 +186,9 @@ class Ledger:
         self.state = LedgerState.OPEN
 
     def close(self, now: float) -> list[Slot]:
-        """The pool ends: nothing more is leased or opened. Returns the idle slots, which are to be closed; the others are
-        closed when they come home."""
+        """The pool ends: nothing more is leased or opened. Returns the idle slots, which are to be closed; the others
+        are closed when they come home.
+        """
         self.state = LedgerState.CLOSING
         return self._doom_all(CloseReason.POOL_CLOSED, now)
 
@@ -182,7 +197,7 @@ class Ledger:
         self.state = LedgerState.CLOSED
 
     def drain(self, now: float) -> list[Slot]:
-        """Replace every connection. Returns the idle slots, which are to be closed; the others are when they come home."""
+        """Replace every connection. Returns the idle slots, to be closed; the others follow when they come home."""
         return self._doom_all(CloseReason.DRAINED, now)
 
     def _doom_all(self, reason: CloseReason, now: float) -> list[Slot]:
@@ -209,20 +224,24 @@ class Ledger:
             slot.state = LEASED
             self.leased += 1
             self.acquired_total += 1
+            if not slot.is_proven:
+                self._prove(slot)
         else:
             slot.state = CLOSING
             self.closing += 1
+            if reason is CloseReason.BROKEN:
+                self._doubt(slot, now)
         if self._can_shrink:
             self._note_surplus(now)
         return reason
 
     def release(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
-        """A leased slot came home. Makes it idle and returns None, or says why its connection must be closed instead."""
+        """A leased slot came home. Makes it idle and returns None, or says why its connection must be closed."""
         self.leased -= 1
         return self._come_home(slot, now, is_open)
 
     def pass_on(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
-        """A leased slot was never seen by whoever it was meant for. As :meth:`release`, and the lease does not count."""
+        """A leased slot was never seen by whom it was meant for. As :meth:`release`, and the lease does not count."""
         self.acquired_total -= 1
         return self.release(slot, now, is_open)
 
@@ -240,15 +259,18 @@ class Ledger:
         self.connecting += 1
 
     def prepared(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
-        """The check or reset of a slot has passed. Makes it idle and returns None, or says why to close its connection."""
+        """A check or reset has passed. Makes the slot idle and returns None, or says why to close its connection."""
         self.connecting -= 1
+        self._prove(slot)
         return self._come_home(slot, now, is_open)
 
-    def unfit(self, slot: Slot) -> CloseReason:
+    def unfit(self, slot: Slot, now: float) -> CloseReason:
         """The check or reset of a slot has failed: its connection must be closed."""
         self.connecting -= 1
         slot.state = CLOSING
         self.closing += 1
+        self._trim_surplus()
+        self._doubt(slot, now)
         return CloseReason.UNFIT
 
     def _come_home(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
@@ -261,6 +283,7 @@ class Ledger:
             return None
         slot.state = CLOSING
         self.closing += 1
+        self._trim_surplus()
         return slot.doomed or CloseReason.BROKEN
 
     # ---- connections
@@ -268,9 +291,9 @@ class Ledger:
     def opened(self, slot: Slot, connection: object, now: float) -> CloseReason | None:
         """A connection was opened. Makes its slot idle and returns None, or says why it must be closed at once."""
         self.opened_total += 1
-        self.backoff.succeeded()
         self.is_hopeless = False
         slot.connection = connection
+        slot.opened_at = now
         slot.expires_at = expiry(now, self._config.connection_ttl, self._random)
         self.connecting -= 1
         return self._come_home(slot, now, is_open=True)
@@ -278,15 +301,15 @@ class Ledger:
     def open_failed(self, slot: Slot, now: float, *, is_hopeless: bool = False) -> Refusal:
         """A connection could not be opened; its slot is empty again. Says who of those who wait is told at once.
 
-        A failure is told at once to whoever has waited longest, for its opening was begun for a caller. Openings that are
-        begun during a known outage are probes, one at a time: they are told to nobody, so that callers use the time they
-        have. A hopeless failure is told to everybody, each time, and the next caller may try again at once.
+        A failure is told at once to whoever has waited longest, for its opening was begun for a caller. Openings that
+        are begun during a known outage are probes, one at a time: they are told to nobody, so that callers use the time
+        they have. A hopeless failure is told to everybody, each time, and the next caller may try again at once.
         """
-        self.connect_failures_total += 1
         was_probe = slot.is_probe
         self.connecting -= 1
         self._empty(slot)
-        self.backoff.failed(now)
+        self._trim_surplus()
+        self._note_failure(now)
         self.is_hopeless = is_hopeless
         if is_hopeless:
             return Refusal.ALL
@@ -296,11 +319,13 @@ class Ledger:
         """An opening was given up because the pool ends."""
         self.connecting -= 1
         self._empty(slot)
+        self._trim_surplus()
 
     def lost(self, slot: Slot, now: float) -> CloseReason:
         """The connection of an idle slot died: it must be closed."""
         self._condemn(slot)
         self._note_surplus(now)
+        self._doubt(slot, now)
         return CloseReason.BROKEN
 
     def closed(self, slot: Slot, reason: CloseReason) -> None:
@@ -314,14 +339,16 @@ class Ledger:
             self._empty(slot)
 
     def abandon(self, slot: Slot, reason: CloseReason) -> None:
-        """The connection of a leased or feed slot was aborted under its user. The lease keeps the slot object, which counts
-        no more; an empty one takes its place."""
+        """The connection of a leased or feed slot was aborted under its user. The lease keeps the slot object, which
+        counts no more; an empty one takes its place.
+        """
         self.closed_by_reason[reason] += 1
         if slot in self.lane:
             self.lane.remove(slot)
         else:
             self.leased -= 1
             self._replace(slot, Slot())
+            self._trim_surplus()
         slot.state, slot.connection = GONE, None
 
     # ---- the lane, outside the pool's size
@@ -334,6 +361,7 @@ class Ledger:
         """A leased slot leaves the pool's size to serve a feed; an empty one takes its place."""
         self.leased -= 1
         self._replace(slot, Slot())
+        self._trim_surplus()
         slot.state = FEED
         self.lane.add(slot)
 
@@ -371,8 +399,9 @@ class Ledger:
         return not self._config.max_waiting or waiting < self._config.max_waiting
 
     def tend(self, now: float, waiting: int) -> Orders:
-        """What the pool's size needs now: slots to open (they are connecting from here on), idle ones to close (closing from
-        here on), and when to ask again."""
+        """What the pool's size needs now: slots to open (they are connecting from here on), idle ones to close (closing
+        from here on), and when to ask again.
+        """
         if self.state not in (LedgerState.OPEN, LedgerState.OPENING):
             return Orders([], [])
         close, surplus_at = self._shrink(now)
@@ -389,7 +418,7 @@ class Ledger:
         return Orders([self._connect() for _ in range(wanted)], close, wake_at)
 
     def _wanted(self, waiting: int) -> int:
-        """Openings to begin: one for each caller that none is under way for, or what min_size needs; never above max."""
+        """Openings to begin: one for each caller that has none under way, or what min_size needs; at most max."""
         for_min_size = self.min_size - (self.idle + self.leased)
         return min(max(waiting, for_min_size) - self.connecting, self.max_size - self.size)
 
@@ -414,6 +443,22 @@ class Ledger:
         del self.surplus_since[:due]
         return close, self.surplus_since[0] + max_idle if self.surplus_since else NEVER
 
+    # ---- outages
+
+    def _prove(self, slot: Slot) -> None:
+        """A connection is good: if there was an outage, it is over."""
+        slot.is_proven = True
+        self.backoff.succeeded()
+
+    def _doubt(self, slot: Slot, now: float) -> None:
+        """A connection is bad. Where it was never good, and is young, the attempt to open it has failed."""
+        if not slot.is_proven and now < slot.opened_at + PROBATION_SECONDS:
+            self._note_failure(now)
+
+    def _note_failure(self, now: float) -> None:
+        self.connect_failures_total += 1
+        self.backoff.failed(now)
+
     # ---- steps that keep the counts
 
     def _surplus(self) -> int:
@@ -422,10 +467,13 @@ class Ledger:
         return max(0, min(self.idle, self.idle + self.leased + self.connecting - self.min_size))
 
     def _note_surplus(self, now: float) -> None:
-        """To be called after every step that changes the surplus."""
-        surplus = self._surplus()
-        del self.surplus_since[surplus:]
-        self.surplus_since.extend([now] * (surplus - len(self.surplus_since)))
+        """To be called after every step that may change the surplus."""
+        self._trim_surplus()
+        self.surplus_since.extend([now] * (self._surplus() - len(self.surplus_since)))
+
+    def _trim_surplus(self) -> None:
+        """To be called after every step that can only make the surplus smaller."""
+        del self.surplus_since[self._surplus() :]
 
     def _condemn(self, slot: Slot) -> None:
         self.idle -= 1
@@ -436,7 +484,7 @@ class Ledger:
         slot.state = EMPTY
         slot.connection = None
         slot.doomed = None
-        slot.is_probe = False
+        slot.is_probe = slot.is_proven = False
 
     def _replace(self, slot: Slot, other: Slot) -> None:
         self.slots[self.slots.index(slot)] = other

@@ -1,8 +1,8 @@
 """The waiting room: idle slots in an ``asyncio.Queue``, and the line of those who wait for one.
 
-Strictly first come, first served. A queue alone is not: a task that puts and at once gets again overtakes a waiter that was
-woken but has not run yet. So a newcomer may take an idle slot only where nobody waits, and whoever has a slot to give hands
-it straight to the oldest waiter. It knows nothing of sizes, ages or connectors.
+Strictly first come, first served. A queue alone is not: a task that puts and at once gets again overtakes a waiter that
+was woken but has not run yet. So a newcomer may take an idle slot only where nobody waits, and whoever has a slot to
+give hands it straight to the oldest waiter. It knows nothing of sizes, ages or connectors.
 """
 
 from __future__ import annotations

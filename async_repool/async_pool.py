@@ -1,11 +1,11 @@
 """The shell: :class:`AsyncConnectionPool` and its one housekeeping task.
 
-It reports facts to the ledger and carries out its orders: here are the event loop, the real clock, real randomness and the
-log, and no arithmetic on sizes or ages. It knows nothing of RethinkDB's protocol.
+It reports facts to the ledger and carries out its orders: here are the event loop, the real clock, real randomness and
+the log, and no arithmetic on sizes or ages. It knows nothing of RethinkDB's protocol.
 
-How a slot moves: callers never open, check, reset or close a connection themselves. A task that the pool owns does it, and
-its done-callback reports to the ledger; a caller only ever takes an idle slot or waits in line. So whoever is cancelled, and
-whenever, takes nothing down: what was half done goes on and serves the next in line.
+How a slot moves: callers never open, check, reset or close a connection themselves. A task that the pool owns does it,
+and its done-callback reports to the ledger; a caller only ever takes an idle slot or waits in line. So whoever is
+cancelled, and whenever, takes nothing down: what was half done goes on and serves the next in line.
 """
 
 from __future__ import annotations
@@ -49,15 +49,17 @@ UNSET: Final = Unset()
 
 
 class Done(Coroutine[Any, Any, None]):
-    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work; a task can be made of it too."""
+    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work; a task can be made of it
+    too.
+    """
 
-    def send(self, value: Any, /) -> Any:  # noqa: D102 (the protocol of a coroutine)
+    def send(self, value: Any, /) -> Any:
         raise StopIteration
 
-    def throw(self, *args: Any) -> Any:  # noqa: D102
+    def throw(self, *args: Any) -> Any:
         raise args[0]
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         pass
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -140,6 +142,7 @@ class AsyncConnectionPool:
         self._leases_home = asyncio.Event()  # while closing: no lease is out, no cursor is read
         self._all_closed = asyncio.Event()  # while closing: nothing is left
         self._last_failure: BaseException | None = None  # of opening a connection
+        self._outage_was_logged = False
         self._waited_total = 0
         self._waited_seconds_total = 0.0
         self._timeouts_total = 0
@@ -151,10 +154,10 @@ class AsyncConnectionPool:
     async def init_pool(self) -> None:
         """Open ``min_size`` connections, all at once. Does nothing where the pool is open already.
 
-        Waits until they are open, each up to ``connect_timeout``. Where one cannot be opened, closes the others and raises
-        :class:`ConnectFailed` with the driver's error as cause; it may then be called again. If cancelled, closes what it
-        opened and leaves nothing behind. After :meth:`close` or :meth:`release_pool` it opens the pool again, in the event
-        loop that runs then.
+        Waits until they are open, each up to ``connect_timeout``. Where one cannot be opened, closes the others and
+        raises :class:`ConnectFailed` with the driver's error as cause; it may then be called again. If cancelled,
+        closes what it opened and leaves nothing behind. After :meth:`close` or :meth:`release_pool` it opens the pool
+        again, in the event loop that runs then.
         """
         loop = asyncio.get_running_loop()
         if self._open_loop is loop:
@@ -175,7 +178,7 @@ class AsyncConnectionPool:
             self._begin_close()
             await self._all_closed.wait()
             raise
-        if self._ledger.state is not LedgerState.OPENING:
+        if not self._ledger.is_opening:
             raise PoolClosed(f"{self._name}: the pool was closed while init_pool() was opening it")
         if self._ledger.is_outage:
             failure = self._last_failure
@@ -183,12 +186,14 @@ class AsyncConnectionPool:
             await self._all_closed.wait()
             raise ConnectFailed(
                 f"{self._name}: init_pool() could not open {self._ledger.min_size} connections to "
-                f"{self._connector.endpoint}: {_describe(failure)}. All are closed again, init_pool() may be called again"
+                f"{self._connector.endpoint}: {_describe(failure)}. All are closed; init_pool() may be called again"
             ) from failure
         self._ledger.opened_all()
         self._open_loop = loop
         self._was_open = True
-        self._housekeeper = loop.create_task(_keep_house(weakref.ref(self), self._bell), name=f"{self._name}: housekeeping")
+        self._housekeeper = loop.create_task(
+            _keep_house(weakref.ref(self), self._bell), name=f"{self._name}: housekeeping"
+        )
 
     async def __aenter__(self) -> AsyncConnectionPool:
         """:meth:`init_pool`."""
@@ -204,10 +209,11 @@ class AsyncConnectionPool:
     async def close(self, timeout: float | None = 10.0) -> None:
         """End the pool: lease nothing more, wake all who wait with :class:`PoolClosed`, and close every connection.
 
-        Feeds are ended at once. Leases, and cursors that are still read, are waited for up to ``timeout`` seconds (None: for
-        ever), then aborted: their users see that the connection is closed. Each connection may take ``close_timeout`` more
-        to close politely. If cancelled, the closing goes on by itself: every connection is closed when it comes home; call
-        it again to wait for that. May be called twice, and on a pool that was never opened.
+        Feeds are ended at once. Leases, and cursors that are still read, are waited for up to ``timeout`` seconds
+        (None: for ever), then aborted: their users see that the connection is closed. Each connection may take
+        ``close_timeout`` more to close politely. If cancelled, the closing goes on by itself: every connection is
+        closed when it comes home; call it again to wait for that. May be called twice, and on a pool that was never
+        opened.
         """
         check_seconds("timeout", timeout)
         if self._ledger.state is LedgerState.CLOSED:
@@ -241,12 +247,13 @@ class AsyncConnectionPool:
     async def drain(self) -> None:
         """Replace every connection, as after a fail-over or a change of passwords.
 
-        Idle connections are closed and replaced now; a leased one is closed when it comes home, one that is still read when
-        its last cursor has ended. Waits until the idle ones are replaced, at most ``close_timeout + connect_timeout``. Raises
-        :class:`ConnectFailed` where the new ones cannot be opened; housekeeping goes on trying. If cancelled, the work goes
-        on by itself.
+        Idle connections are closed and replaced now; a leased one is closed when it comes home, one that is still read
+        when its last cursor has ended. Waits until the idle ones are replaced, at most ``close_timeout +
+        connect_timeout``. Raises :class:`ConnectFailed` where the new ones cannot be opened; housekeeping goes on
+        trying. If cancelled, the work goes on by itself.
         """
         self._check_open("drain()")
+        failures = self._ledger.connect_failures_total
         slots = self._ledger.drain(self._now())
         self._room.remove(slots)
         closing = [task for slot in slots if (task := self._close_slot(slot, CloseReason.DRAINED))]
@@ -255,7 +262,7 @@ class AsyncConnectionPool:
             await asyncio.wait(closing)
         if self._opening:
             await asyncio.wait(self._opening)
-        if self._ledger.is_outage:
+        if self._ledger.is_outage and self._ledger.connect_failures_total > failures:
             raise ConnectFailed(
                 f"{self._name}: drain() closed the old connections, but could not open new ones to "
                 f"{self._connector.endpoint}: {_describe(self._last_failure)}. The pool goes on trying"
@@ -276,7 +283,9 @@ class AsyncConnectionPool:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             self._housekeeper = None
-        self._room.refuse_all(PoolClosed(f"{self._name}: the pool was closed while this caller waited for a connection"))
+        self._room.refuse_all(
+            PoolClosed(f"{self._name}: the pool was closed while this caller waited for a connection")
+        )
         self._settle_close()
 
     def _abort_leases(self) -> None:
@@ -317,9 +326,9 @@ class AsyncConnectionPool:
     async def acquire(self, timeout: float | None | Unset = UNSET) -> Lease:
         """Lease a connection; give it back with :meth:`release`.
 
-        Takes an idle connection at once. Where there is none, waits in line for up to ``timeout`` seconds (None: for ever;
-        not given: the pool's ``acquire_timeout``), strictly first come, first served, while the pool opens a connection if it
-        may. If cancelled, the caller leaves the line and its turn goes to the next.
+        Takes an idle connection at once. Where there is none, waits in line for up to ``timeout`` seconds (None: for
+        ever; not given: the pool's ``acquire_timeout``), strictly first come, first served, while the pool opens a
+        connection if it may. If cancelled, the caller leaves the line and its turn goes to the next.
 
         :raises PoolTimeout: no connection became free in time.
         :raises ConnectFailed: a connection was needed and could not be opened; the cause is the driver's error.
@@ -332,7 +341,8 @@ class AsyncConnectionPool:
     def release(self, lease: Lease) -> Done:
         """Give a lease back, at once. What it returns may be awaited, and is done already.
 
-        The connection goes to whoever has waited longest, or back to the idle ones; a broken or drained one is replaced.
+        The connection goes to whoever has waited longest, or back to the idle ones; a broken or drained one is
+        replaced.
 
         :raises LeaseError: the lease was released before, or is of another pool; nothing has changed then.
         :raises PoolException: called outside the event loop that the pool was opened in; the lease is still live then.
@@ -353,7 +363,8 @@ class AsyncConnectionPool:
 
         Waits, raises and is cancelled as :meth:`acquire`.
 
-        :param looped_mode: for a feed that lives long. The connection leaves the pool, where another may take its place,
+        :param looped_mode: for a feed that lives long. The connection leaves the pool, where another may take its
+            place,
             until the feed has ended; at most ``max_feed_connections`` do so, or :class:`PoolException` is raised.
         """
         return LeaseContext(self, looped_mode, timeout)
@@ -405,8 +416,8 @@ class AsyncConnectionPool:
             async with asyncio.timeout(timeout):
                 slot = await ticket
         except BaseException as error:
-            # From the hand-over on the slot is this caller's, though it may never have seen it: cancelled or out of time at
-            # that very moment, it passes the slot on.
+            # From the hand-over on the slot is this caller's, though it may never have seen it: cancelled or out of
+            # time at that very moment, it passes the slot on.
             unseen = self._room.leave(ticket)
             if unseen is not None:
                 self._come_home(unseen, self._ledger.pass_on(unseen, self._now(), self._is_open(unseen)))
@@ -516,9 +527,11 @@ class AsyncConnectionPool:
         self._spawn("check or reset", work, partial(self._prepared, slot, is_checked))
 
     def _prepared(self, slot: Slot, is_checked: bool, task: asyncio.Task[Any]) -> None:
-        if task.cancelled() or task.exception() is not None:
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or error is not None:
             log.debug("%s: a connection is discarded, its check or reset failed: %s", self._name, _outcome(task))
-            self._close_slot(slot, self._ledger.unfit(slot))
+            self._last_failure = error
+            self._close_slot(slot, self._ledger.unfit(slot, self._now()))
             self._tend()
         else:
             reason = self._ledger.prepared(slot, self._now(), self._is_open(slot))
@@ -538,7 +551,8 @@ class AsyncConnectionPool:
             self._open_failed(slot, error)
         else:
             connection = task.result()
-            if self._ledger.is_outage and self._ledger.state is LedgerState.OPEN:
+            if self._outage_was_logged:
+                self._outage_was_logged = False
                 log.info("%s: connected to %s again", self._name, self._connector.endpoint)
             reason = self._ledger.opened(slot, connection, self._now())
             self._connector.on_lost(connection, partial(_lost, weakref.ref(self), slot))
@@ -549,7 +563,8 @@ class AsyncConnectionPool:
         is_hopeless = isinstance(error, ConnectFailed) and error.is_permanent
         if isinstance(error, ConnectFailed) and error.__cause__ is not None:
             error = error.__cause__
-        if not self._ledger.is_outage and self._ledger.state is LedgerState.OPEN:
+        if not self._outage_was_logged and self._ledger.state is LedgerState.OPEN:
+            self._outage_was_logged = True
             log.warning("%s: cannot connect to %s: %s", self._name, self._connector.endpoint, _describe(error))
         self._last_failure = error
         refusal = self._ledger.open_failed(slot, self._now(), is_hopeless=is_hopeless)
@@ -561,7 +576,9 @@ class AsyncConnectionPool:
             self._tend()
 
     def _close_slot(self, slot: Slot, reason: CloseReason) -> asyncio.Task[Any] | None:
-        """Close the connection of a closing slot, or of one in the lane. Returns the task that does it, if it takes any."""
+        """Close the connection of a closing slot, or of one in the lane. Returns the task that does it, if it takes
+        any.
+        """
         connection = slot.connection
         log.debug("%s: closing a connection: %s", self._name, reason)
         if not self._connector.is_open(connection):
@@ -609,7 +626,11 @@ class AsyncConnectionPool:
         """A connection died. Idle, it goes; in use, it goes when it comes home."""
         if slot.state is SlotState.IDLE:
             self._room.remove((slot,))
-            self._close_slot(slot, self._ledger.lost(slot, self._now()))
+            failures = self._ledger.connect_failures_total
+            reason = self._ledger.lost(slot, self._now())
+            if self._ledger.connect_failures_total > failures:
+                self._last_failure = ConnectionResetError("a connection was lost as soon as it was open")
+            self._close_slot(slot, reason)
             self._tend()
 
     # ---- housekeeping
@@ -631,7 +652,7 @@ class AsyncConnectionPool:
     def _spawn(
         self, purpose: str, work: Coroutine[Any, Any, Any], done: Callable[[asyncio.Task[Any]], None]
     ) -> asyncio.Task[Any]:
-        """Run ``work`` in a task of the pool's; ``done`` takes its outcome, whatever it is, even if it never started."""
+        """Run ``work`` in a task of the pool's; ``done`` takes its outcome, even if it never started."""
         assert self._loop is not None
         task = self._loop.create_task(work, name=f"{self._name}: {purpose}")
         self._tasks.add(task)
@@ -732,16 +753,18 @@ class AsyncConnectionPool:
             return PoolClosed(f"{self._name}: {call} while the pool is closing; init_pool() opens it again after that")
         if state is LedgerState.OPEN:
             return PoolException(
-                f"{self._name}: {call} outside the event loop in which the pool was opened; a pool serves one event loop, "
+                f"{self._name}: {call} outside the event loop in which the pool was opened; a pool serves one loop, "
                 "open one in each"
             )
         if self._was_open:
             return PoolClosed(f"{self._name}: {call} on a closed pool; init_pool() opens it again")
-        return PoolClosed(f"{self._name}: {call} on a pool that is not open yet; await init_pool(), or use `async with pool:`")
+        return PoolClosed(
+            f"{self._name}: {call} on a pool that is not open yet; await init_pool(), or use `async with pool:`"
+        )
 
     def _feed_lane_full(self) -> PoolException:
         return PoolException(
-            f"{self._name}: max_feed_connections={self._config.feed_limit} connections serve feeds already; end one, or "
+            f"{self._name}: max_feed_connections={self._config.feed_limit} connections serve feeds; end one, or "
             "raise max_feed_connections"
         )
 
@@ -847,7 +870,8 @@ def _connector(arguments: Mapping[str, Any] | Connector, connect_timeout: float 
     if isinstance(arguments, Connector):
         return arguments
     raise TypeError(
-        f"rethinkdb_connection_kwargs must be a mapping of r.connect() arguments or a Connector, not {type(arguments).__name__}"
+        "rethinkdb_connection_kwargs must be a mapping of r.connect() arguments or a Connector, not "
+        f"{type(arguments).__name__}"
     )
 
 

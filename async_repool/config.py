@@ -27,7 +27,8 @@ class PoolConfig:
     """Most connections open at once, those of the feed lane aside."""
 
     connection_ttl: float | None = 3600
-    """How long a connection may live, counted from its opening; up to 5 % less, drawn at random. 0 or None: for ever."""
+    """How long a connection may live, counted from its opening; up to 5 % less, drawn at random. 0 or None: for ever.
+    """
 
     min_size: int | None = None
     """Connections that ``init_pool()`` opens and housekeeping keeps. None: as many as ``pool_size``."""
@@ -39,7 +40,9 @@ class PoolConfig:
     """How long ``acquire()`` waits by default. None: for ever."""
 
     connect_timeout: float | None = None
-    """How long opening one may take: TCP, TLS, log-in and ``configure``. None: the connect arguments' ``timeout``, else 20."""
+    """How long opening one may take: TCP, TLS, log-in and ``configure``. None: the connect arguments' ``timeout``, else
+    20.
+    """
 
     close_timeout: float = 5
     """How long one connection may take to close politely before it is aborted."""
@@ -112,7 +115,9 @@ class PoolConfig:
 
 
 def check_seconds(option: str, value: object, *, optional: bool = True, positive: bool = False) -> None:
-    """Raise unless ``value`` is a finite number of seconds, 0 or more (``positive``: more than 0), or None if ``optional``."""
+    """Raise unless ``value`` is a finite number of seconds, 0 or more (``positive``: more than 0), or None if
+    ``optional``.
+    """
     if value is None and optional:
         return
     if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -1,7 +1,7 @@
 """What the pool raises.
 
-Every error is a :class:`PoolException`. Those that have a counterpart in the standard library are that too, so code that
-catches ``TimeoutError`` or ``ConnectionError`` keeps working. No message ever carries a password.
+Every error is a :class:`PoolException`. Those that have a counterpart in the standard library are that too, so code
+that catches ``TimeoutError`` or ``ConnectionError`` keeps working. No message ever carries a password.
 """
 
 from __future__ import annotations

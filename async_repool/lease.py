@@ -26,10 +26,10 @@ class Owner(Protocol):
 class Lease:
     """A connection in the hands of one user. It passes for the driver's connection wherever that is expected.
 
-    ``query.run(lease)``, ``use()``, ``db``, ``server()``, ``noreply_wait()``, ``is_open()``, ``close()`` and whatever else the
-    connection has are forwarded to it; ``isinstance(lease, rethinkdb.net.Connection)`` is true. ``use()`` lasts as long as
-    the lease. After release every use raises :class:`~async_repool.LeaseError`; cursors that were opened on the lease may
-    still be read.
+    ``query.run(lease)``, ``use()``, ``db``, ``server()``, ``noreply_wait()``, ``is_open()``, ``close()`` and whatever
+    else the connection has are forwarded to it; ``isinstance(lease, rethinkdb.net.Connection)`` is true. ``use()``
+    lasts as long as the lease. After release every use raises :class:`~async_repool.LeaseError`; cursors that were
+    opened on the lease may still be read.
     """
 
     __slots__ = ("__weakref__", "_connection", "_db", "_pool", "_slot")
@@ -41,7 +41,7 @@ class Lease:
         self._db: str | None = None
 
     # What isinstance() asks where the type itself says no.
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return Lease if self._connection is None else type(self._connection)
 
@@ -94,20 +94,16 @@ class Lease:
         return self._connection
 
     def _dead(self, use: str) -> LeaseError:
-        return LeaseError(
-            f"{self._pool.name}: {use} on a lease that was released before; acquire a new one (or use it inside `async with`)"
-        )
+        return LeaseError(f"{self._pool.name}: {use} on a lease that was released before; acquire a new one")
 
     @property
     def _was_ended_by_pool(self) -> bool:
         return self._slot.state is SlotState.GONE
 
     def _end(self, pool: Owner) -> Slot:
-        """For the pool: end this lease and take its slot. Raises LeaseError, and changes nothing, where that is wrong."""
+        """For the pool: end this lease, take its slot. Raises LeaseError, and changes nothing, where that is wrong."""
         if self._pool is not pool:
-            raise LeaseError(
-                f"{pool.name}: release() was given a lease of pool {self._pool.name!r}; release it there, it is still leased"
-            )
+            raise LeaseError(f"{pool.name}: release() was given a lease of pool {self._pool.name!r}; release it there")
         if self._connection is None:
             raise LeaseError(f"{pool.name}: release() of a lease that was released before")
         self._connection = None

@@ -1,4 +1,6 @@
-"""The ledger without an event loop: tables of facts and orders, and random command sequences with ``check()`` in between."""
+"""The ledger without an event loop: tables of facts and orders, and random command sequences with ``check()`` in
+between.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,7 @@ def test_a_slot_that_is_checked_counts_as_connecting(passes: bool) -> None:
         assert ledger.prepared(slots[0], 1, is_open=True) is None
         assert ledger.idle == 2
     else:
-        assert ledger.unfit(slots[0]) is CloseReason.UNFIT
+        assert ledger.unfit(slots[0], 1) is CloseReason.UNFIT
         assert ledger.closing == 1
     ledger.check()
 
@@ -295,11 +297,65 @@ def test_probes_are_spaced_by_exponential_back_off() -> None:
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10])
 
 
+@pytest.mark.parametrize("how", ["fails its check", "is lost", "is found broken"])
+def test_a_server_that_hangs_up_on_every_new_connection_is_called_at_growing_intervals(how: str) -> None:
+    ledger = Ledger(PoolConfig(pool_size=1), lambda: 1.0)
+    ledger.open()
+    ledger.opened_all()
+    now, pauses = 0.0, []
+    for _ in range(5):
+        (slot,) = ledger.tend(now, 0).open
+        ledger.opened(slot, connection(), now)
+        if how == "fails its check":
+            ledger.hold(slot, now)
+            ledger.unfit(slot, now)
+        elif how == "is lost":
+            ledger.lost(slot, now)
+        else:
+            assert ledger.lease(slot, now, is_open=False) is CloseReason.BROKEN
+        ledger.closed(slot, CloseReason.BROKEN)
+        pauses.append(ledger.tend(now, 1).wake_at - now)
+        now = ledger.backoff.retry_at
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+
+
+@pytest.mark.parametrize("how", ["leased", "checked"])
+def test_an_outage_is_over_when_a_connection_has_proven_good(how: str) -> None:
+    ledger, _ = opened(pool_size=1, min_size=0)
+    (slot,) = ledger.tend(0, 1).open
+    ledger.open_failed(slot, 0)
+    (slot,) = ledger.tend(0, 1).open
+    ledger.opened(slot, connection(), 0)
+    assert ledger.is_outage
+    if how == "leased":
+        ledger.lease(slot, 0, is_open=True)
+    else:
+        ledger.hold(slot, 0)
+        ledger.prepared(slot, 0, is_open=True)
+    assert not ledger.is_outage
+
+
+def test_a_connection_that_was_good_and_dies_is_replaced_at_once() -> None:
+    ledger, (slot,) = opened(pool_size=1)
+    ledger.lease(slot, 0, is_open=True)
+    ledger.release(slot, 0, is_open=True)
+    ledger.lost(slot, 0)
+    ledger.closed(slot, CloseReason.BROKEN)
+    assert len(ledger.tend(0, 0).open) == 1
+
+
+def test_connections_that_are_lost_at_once_count_as_one_failure() -> None:
+    backoff = Backoff(lambda: 1.0)
+    for _ in range(50):
+        backoff.failed(0)
+    assert (backoff.failures, backoff.retry_at) == (1, pytest.approx(0.1))
+
+
 def test_full_jitter_draws_each_pause_from_zero_up() -> None:
     backoff = Backoff(lambda: 0.25)
-    for _ in range(40):
-        backoff.failed(0)
-    assert backoff.retry_at == LONGEST_DELAY / 4
+    for now in range(0, 400, 10):
+        backoff.failed(now)
+    assert backoff.retry_at == 390 + LONGEST_DELAY / 4
     backoff.succeeded()
     backoff.failed(0)
     assert backoff.retry_at == pytest.approx(0.025)
@@ -466,8 +522,10 @@ class RandomLedger(RuleBasedStateMachine):
         slot = self.pick(data, SlotState.CONNECTING)
         if slot is None or slot.connection is None:
             return
-        reason = self.ledger.prepared(slot, self.now, is_open=True) if passes else self.ledger.unfit(slot)
-        self.come_home(slot, reason)
+        if passes:
+            self.come_home(slot, self.ledger.prepared(slot, self.now, is_open=True))
+        else:
+            self.come_home(slot, self.ledger.unfit(slot, self.now))
 
     @rule(data=st.data())
     def closed(self, data: st.DataObject) -> None:

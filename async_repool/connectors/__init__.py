@@ -1,7 +1,7 @@
 """The :class:`Connector` protocol: how the pool opens, checks, closes and aborts one kind of connection.
 
-Here are only the promises. What keeps them for RethinkDB is in ``rethinkdb.py`` beside this file; a connector of your own
-can be tried with ``async_repool.testing.check_connector``.
+Here are only the promises. What keeps them for RethinkDB is in ``rethinkdb.py`` beside this file; a connector of your
+own can be tried with ``async_repool.testing.check_connector``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ class Connector(Protocol):
     async def connect(self) -> Any:
         """Open a connection, ready for queries.
 
-        Raises any exception where that fails. A :class:`~async_repool.ConnectFailed` with ``is_permanent`` says that trying
-        again cannot help. If cancelled at any await, it aborts what was half open and leaves no socket and no task behind.
+        Raises any exception where that fails. A :class:`~async_repool.ConnectFailed` with ``is_permanent`` says that
+        trying again cannot help. If cancelled at any await, it aborts what was half open and leaves no socket and no
+        task behind.
         """
 
     def is_open(self, connection: Any, /) -> bool:
-        """Whether the connection is usable as far as is known without asking the peer. Cheap; called on every acquire."""
+        """Whether the connection is usable as far as is known without asking the peer. Cheap; called on every acquire.
+        """
 
     def on_lost(self, connection: Any, callback: Callable[[], None], /) -> None:
         """Call ``callback`` once, from the event loop, when the connection is found to have died.
@@ -60,8 +62,8 @@ class Connector(Protocol):
     async def close(self, connection: Any, /) -> None:
         """Close politely: let writes that are under way finish, then end the connection.
 
-        May wait for ever on a peer that is frozen: the pool bounds it, then calls :meth:`abort`. If cancelled, it can be
-        followed by :meth:`abort`, which then releases everything. Closing a closed connection does nothing.
+        May wait for ever on a peer that is frozen: the pool bounds it, then calls :meth:`abort`. If cancelled, it can
+        be followed by :meth:`abort`, which then releases everything. Closing a closed connection does nothing.
         """
 
     def abort(self, connection: Any, /) -> None:

@@ -1,0 +1,275 @@
+"""Lazy sequences, and the other values of a query that are not data.
+
+What lives here: streams, selections, functions, and what every term on sequences is made of. What must not: single
+terms, and how they are compiled.
+
+Whatever may take long is a generator, which yields ``PAUSE`` now and then, so that whoever runs it can let others run,
+or drop it. A stream yields its rows and ``PAUSE`` alike. Nothing here waits, and nothing runs unless someone pulls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ._changefeed import Feed
+from ._tables import Database, Missing, Table, expect, logic_error, order_key, printed, type_name, unsupported
+from ._wire import RESOURCE_LIMIT, RUNTIME_ERROR, QueryError
+
+PAUSE: Final = object()
+SKIP: Final = object()  # leave a row out where something is missing; or: no row
+_RAISE: Final = object()
+_STRIDE: Final = 256  # rows between two pauses
+_ARRAY_LIMIT: Final = 100_000
+
+Rows = Iterator[Any]
+Steps = Generator[Any, None, Any]
+Transform = Callable[[Rows], Rows]
+
+
+class Stream:
+    """A lazy sequence. ``table`` is set while its rows are rows of a table, and may be written to."""
+
+    __slots__ = ("rows", "table", "watch")
+
+    def __init__(self, rows: Callable[[], Rows], table: Table | None = None, watch: Watch | None = None) -> None:
+        self.rows = rows
+        self.table = table
+        self.watch = watch
+
+    @property
+    def type_name(self) -> str:
+        return "STREAM" if self.table is None else "SELECTION<STREAM>"
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a stream follows from its table row by row: what a changefeed on it needs."""
+
+    table: Table
+    steps: tuple[Transform, ...] = ()
+
+    def view(self, row: Any) -> Any:
+        rows: Rows = iter(() if row is None else (row,))
+        for step in self.steps:
+            rows = step(rows)
+        return next((row for row in rows if row is not PAUSE), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One document of a table, there or not: what ``get`` gives."""
+
+    table: Table
+    key: Any
+
+    @property
+    def value(self) -> Any:
+        return self.table.get(self.key)
+
+    @property
+    def type_name(self) -> str:
+        return "NULL" if self.value is None else "SELECTION<OBJECT>"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    by: Any
+    is_descending: bool
+    type_name: str = "ORDER"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """``r.minval`` or ``r.maxval``."""
+
+    type_name: str
+
+
+class Function:
+    """A ReQL function. A slow one answers a call with steps, a quick one with its value."""
+
+    __slots__ = ("call", "is_slow")
+    type_name = "FUNCTION"
+
+    def __init__(self, call: Callable[..., Any], is_slow: bool = False) -> None:
+        self.call = call
+        self.is_slow = is_slow
+
+    def steps(self, *args: Any) -> Steps:
+        if self.is_slow:
+            return (yield from self.call(*args))
+        return self.call(*args)
+
+    def over(self, rows: Rows, missing: Any = _RAISE) -> Rows:
+        """Pairs of row and value. ``missing`` is the value where something was not there, or what to do then."""
+        for row in rows:
+            if row is PAUSE:
+                yield row
+                continue
+            try:
+                value = (yield from self.call(row)) if self.is_slow else self.call(row)
+            except Missing:
+                if missing is _RAISE:
+                    raise
+                if missing is SKIP:
+                    continue
+                value = missing
+            yield row, plain(value)
+
+
+def plain(value: Any) -> Any:
+    """A document for the place that holds it."""
+    return value.value if type(value) is Single else value
+
+
+def function_of(value: Any) -> Function:
+    """Functions as they are, names of fields as what gets the field, other data as what always gives it."""
+    if type(value) is Function:
+        return value
+    if type(value) is str:
+        return Function(lambda row: bracket(row, value))
+    return Function(lambda *_: value)
+
+
+def datum(value: Any) -> Any:
+    if type(value) in (Table, Stream, Database, Function, Feed, Order):
+        raise logic_error(f"Expected type DATUM but found {type_name(value)}.")
+    return value
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+def paced(items: Iterable[Any]) -> Rows:
+    for number, item in enumerate(items, 1):
+        yield item
+        if not number % _STRIDE:
+            yield PAUSE
+
+
+def rows_of(value: Any) -> Rows:
+    if type(value) is list:
+        return paced(value)
+    if type(value) is Stream:
+        return value.rows()
+    if type(value) is Table:
+        return paced(list(value.documents.values()))
+    if type(value) is Feed:
+        raise logic_error(
+            "Cannot call a terminal (`reduce`, `count`, etc.) on an infinite stream (such as a changefeed)."
+        )
+    raise logic_error(f"Cannot convert {type_name(value)} to SEQUENCE")
+
+
+def collect(rows: Rows) -> Steps:
+    result: list[Any] = []
+    for row in rows:
+        if row is PAUSE:
+            yield row
+        elif len(result) >= _ARRAY_LIMIT:
+            message = f"Array over size limit `{_ARRAY_LIMIT}`."
+            raise QueryError(RUNTIME_ERROR, message, RESOURCE_LIMIT)
+        else:
+            result.append(row)
+    return result
+
+
+def fold(rows: Rows, start: Any, step: Callable[[Any, Any], Any]) -> Steps:
+    for row in rows:
+        if row is PAUSE:
+            yield row
+        else:
+            start = step(start, row)
+    return start
+
+
+def through(source: Any, step: Transform, *, keeps_rows: bool = False, is_row_by_row: bool = True) -> Steps:
+    """``source`` put through ``step``: an array at once, a stream when it is read, a feed for each change."""
+    if type(source) is Feed:
+        if not is_row_by_row:
+            raise unsupported("Skipping and limiting changes of a changefeed")
+        return source.then(lambda change: [row for row in step(iter((change,))) if row is not PAUSE])
+    if type(source) is list:
+        return (yield from collect(step(rows_of(source))))
+    if type(source) not in (Stream, Table):
+        rows_of(source)  # says what is wrong with it
+    watch = Watch(source) if type(source) is Table else getattr(source, "watch", None)
+    table = source if type(source) is Table else getattr(source, "table", None)
+    if watch is not None:
+        watch = Watch(watch.table, (*watch.steps, step)) if is_row_by_row else None
+    return Stream(lambda: step(rows_of(source)), table if keeps_rows else None, watch)
+
+
+def values(function: Any, missing: Any = _RAISE) -> Transform:
+    """The transform that puts a function's value in the place of each row."""
+    make = function_of(function)
+    return lambda rows: (pair if pair is PAUSE else pair[1] for pair in make.over(rows, missing))
+
+
+def filtered(function: Any, missing: Any = False) -> Transform:
+    test = function_of(function)
+
+    def step(rows: Rows) -> Rows:
+        for pair in test.over(rows, missing):
+            if pair is PAUSE:
+                yield pair
+            elif is_true(pair[1]):
+                yield pair[0]
+
+    return step
+
+
+def each(change: Callable[[Any], Any]) -> Transform:
+    return lambda rows: (row if row is PAUSE else change(row) for row in rows)
+
+
+def sliced(start: int, end: int | None) -> Transform:
+    def step(rows: Rows) -> Rows:
+        left, skip = (math.inf if end is None else end - start), start
+        while left > 0:
+            row = next(rows, SKIP)
+            if row is SKIP:
+                return
+            if row is PAUSE:
+                yield row
+            elif skip > 0:
+                skip -= 1
+            else:
+                left -= 1
+                yield row
+
+    return step
+
+
+def field(value: Any, name: str, verb: str) -> Any:
+    if type(value) is dict:
+        if name not in value:
+            raise Missing(f"No attribute `{name}` in object:\n{printed(value)}")
+        return value[name]
+    if value is None:
+        raise Missing(f"Cannot perform {verb} on a non-object non-sequence `null`.")
+    shown = f"`{printed(value)}`" if type(value) in (bool, int, float, str) else type_name(value)
+    raise logic_error(f"Cannot perform {verb} on a non-object non-sequence {shown}.")
+
+
+def bracket(value: Any, key: Any, verb: str = "bracket") -> Any:
+    """A field of one object; see ``BRACKET`` for sequences."""
+    return field(plain(value), expect(key, "STRING"), verb)
+
+
+def is_true(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+def as_is(value: Any) -> Any:
+    return value
+
+
+def indexed(table: Table, name: str | None) -> list[tuple[Any, Any]]:
+    """Pairs of index key, comparable, and document, for those documents that the index holds."""
+    by = function_of(table.primary_key) if name in (None, table.primary_key) else table.index(str(name))
+    pairs = by.over(iter(list(table.documents.values())), SKIP)
+    return [(order_key(key), row) for row, key in (pair for pair in pairs if pair is not PAUSE) if key is not None]

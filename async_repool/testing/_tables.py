@@ -1,0 +1,310 @@
+"""Databases, tables and documents in memory, and what a write to them answers.
+
+What lives here: the data, its keys and their order, and the errors of creating, dropping and writing. What must
+not: terms, streams, the wire. A stored document is never changed in place: a write puts another one there, so
+whoever reads may keep what it has read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from ._changefeed import Feed
+from ._wire import NON_EXISTENCE, OP_FAILED, QUERY_LOGIC, RUNTIME_ERROR, QueryError
+
+Document = dict[str, Any]
+
+
+class Missing(QueryError):
+    """Something is not there: what ``default`` catches."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(RUNTIME_ERROR, message, NON_EXISTENCE)
+
+
+def logic_error(message: str) -> QueryError:
+    return QueryError(RUNTIME_ERROR, message, QUERY_LOGIC)
+
+
+def op_failed(message: str) -> QueryError:
+    return QueryError(RUNTIME_ERROR, message, OP_FAILED)
+
+
+def unsupported(what: str) -> QueryError:
+    return logic_error(f"{what} is not supported by the stand-in server, which is a test double.")
+
+
+_TYPE_NAMES = {
+    type(None): "NULL",
+    bool: "BOOL",
+    int: "NUMBER",
+    float: "NUMBER",
+    str: "STRING",
+    list: "ARRAY",
+    dict: "OBJECT",
+}
+
+
+def type_name(value: Any) -> str:
+    if type(value) is dict and "$reql_type$" in value:
+        return f"PTYPE<{value['$reql_type$']}>"
+    return _TYPE_NAMES.get(type(value)) or str(value.type_name)
+
+
+def expect(value: Any, *names: str) -> Any:
+    if type_name(value) not in names:
+        raise logic_error(f"Expected type {names[0]} but found {type_name(value)}.")
+    return value
+
+
+_EDGES = {"MINVAL": "", "MAXVAL": "~"}  # below and above the names of all types
+
+
+def order_key(value: Any) -> tuple[str, Any]:
+    """A key that sorts and compares as the server does: first by type, so that ``true`` is not 1."""
+    name = type_name(value)
+    if name == "ARRAY":
+        return name, tuple(map(order_key, value))
+    if name == "PTYPE<TIME>":
+        return name, value["epoch_time"]
+    if name in _EDGES:
+        return _EDGES[name], 0
+    if type(value) is dict:
+        return name, tuple((key, order_key(value[key])) for key in sorted(value))
+    return name, 0 if value is None else value
+
+
+def storage_key(value: Any) -> Any:
+    """What a document is filed under. Strings and numbers stand for themselves, which keeps look-ups fast."""
+    return value if type(value) in (str, int, float) else order_key(value)
+
+
+def printed(value: Any, depth: int = 0) -> str:
+    """A value as the server prints it into its error messages."""
+    if type(value) is dict:
+        indent = "\t" * (depth + 1)
+        fields = (f"{indent}{json.dumps(key)}:\t{printed(value[key], depth + 1)}" for key in sorted(value))
+        return "{\n" + ",\n".join(fields) + ("\n" if value else "") + "\t" * depth + "}"
+    if type(value) is list:
+        return "[" + ", ".join(printed(item, depth + 1) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def merged(left: Any, right: Any) -> Any:
+    if type(left) is not dict or type(right) is not dict or "$reql_type$" in right:
+        return right
+    return left | {key: merged(left.get(key), value) for key, value in right.items()}
+
+
+class Outcome:
+    """Counts what a write did, and gives the object that answers it."""
+
+    def __init__(self, return_changes: Any) -> None:
+        self._counts = dict.fromkeys(("deleted", "errors", "inserted", "replaced", "skipped", "unchanged"), 0)
+        self._extra: Document = {}
+        self._return_changes = return_changes
+        if return_changes:
+            self._extra["changes"] = []
+
+    def add(self, what: str, old: Any = None, new: Any = None) -> None:
+        self._counts[what] += 1
+        is_change = what in ("deleted", "inserted", "replaced")
+        if self._return_changes and (is_change or self._return_changes == "always"):
+            self._extra["changes"].append({"new_val": new, "old_val": old})
+
+    def fail(self, message: str, old: Any = None) -> None:
+        self.add("errors", old, old)
+        self._extra.setdefault("first_error", message)
+
+    def generated(self, key: str) -> None:
+        self._extra.setdefault("generated_keys", []).append(key)
+
+    def include(self, answer: Document) -> None:
+        """Add the answer of another write, as ``for_each`` does."""
+        for name, value in answer.items():
+            if name in self._counts:
+                self._counts[name] += value
+            elif name in ("changes", "generated_keys"):
+                self._extra.setdefault(name, []).extend(value)
+            else:
+                self._extra.setdefault(name, value)
+
+    def answer(self) -> Document:
+        return {**self._counts, **self._extra}
+
+
+class Table:
+    """The documents of one table, its secondary indexes, and the feeds that watch it."""
+
+    type_name = "TABLE"
+
+    def __init__(self, database: str, name: str, primary_key: str) -> None:
+        self.name = name
+        self.full_name = f"{database}.{name}"
+        self.primary_key = primary_key
+        self.documents: dict[Any, Document] = {}
+        self.indexes: dict[str, Any] = {}
+        self.feeds: set[Feed] = set()
+        self.config = {
+            "db": database,
+            "durability": "hard",
+            "id": str(uuid.uuid4()),
+            "indexes": [],
+            "name": name,
+            "primary_key": primary_key,
+            "shards": [{"nonvoting_replicas": [], "primary_replica": "stand_in", "replicas": ["stand_in"]}],
+            "write_acks": "majority",
+            "write_hook": None,
+        }
+
+    def get(self, key: Any) -> Document | None:
+        return self.documents.get(storage_key(key))
+
+    def index(self, name: str) -> Any:
+        if name not in self.indexes:
+            raise op_failed(f"Index `{name}` was not found on table `{self.full_name}`.")
+        return self.indexes[name]
+
+    def insert(self, document: Any, conflict: str, outcome: Outcome) -> None:
+        if type_name(document) != "OBJECT":
+            raise logic_error(f"Expected type OBJECT but found {type_name(document)}.")
+        if self.primary_key not in document:
+            document = document | {self.primary_key: str(uuid.uuid4())}
+            outcome.generated(document[self.primary_key])
+        try:
+            key = self._key_of(document)
+        except QueryError as error:
+            outcome.fail(error.message)
+            return
+        old = self.documents.get(key)
+        if old is None:
+            self._put(key, None, document)
+            outcome.add("inserted", None, document)
+        elif conflict == "error":
+            outcome.fail(f"Duplicate primary key `{self.primary_key}`:\n{printed(old)}\n{printed(document)}", old)
+        else:
+            self.replace(old, merged(old, document) if conflict == "update" else document, outcome)
+
+    def replace(self, old: Document | None, new: Any, outcome: Outcome) -> None:
+        """Put ``new`` in the place of ``old``. ``None`` is no document: to insert, or to delete."""
+        if old is None and new is None:
+            outcome.add("skipped")
+            return
+        if new is None:
+            assert old is not None
+            self._put(self._key_of(old), old, None)
+            outcome.add("deleted", old, None)
+            return
+        try:
+            key = self._checked_key(old, new)
+        except QueryError as error:
+            outcome.fail(error.message, old)
+            return
+        if old is None:
+            self.insert(new, "error", outcome)
+        elif order_key(old) == order_key(new):
+            outcome.add("unchanged", old, old)
+        else:
+            self._put(key, old, new)
+            outcome.add("replaced", old, new)
+
+    def _checked_key(self, old: Document | None, new: Any) -> Any:
+        if type_name(new) != "OBJECT":
+            raise logic_error(f"Inserted value must be an OBJECT (got {type_name(new)}):\n{printed(new)}")
+        if self.primary_key not in new:
+            raise logic_error(f"Inserted object must have primary key `{self.primary_key}`:\n{printed(new)}")
+        key = self._key_of(new)
+        if old is not None and key != self._key_of(old):
+            change = f"`{printed(old)}` -> `{printed(new)}`"
+            raise logic_error(f"Primary key `{self.primary_key}` cannot be changed ({change}).")
+        return key
+
+    def _key_of(self, document: Document) -> Any:
+        value = document[self.primary_key]
+        if type_name(value) in ("NULL", "OBJECT"):
+            allowed = "Primary keys must be either a number, string, bool, pseudotype or array"
+            raise logic_error(f"{allowed} (got type {type_name(value)}):\n{printed(value)}")
+        return storage_key(value)
+
+    def _put(self, key: Any, old: Document | None, new: Document | None) -> None:
+        if new is None:
+            del self.documents[key]
+        else:
+            self.documents[key] = new
+        for feed in list(self.feeds):
+            feed.changed(key, old, new)
+
+
+class Database:
+    """The tables of one database."""
+
+    type_name = "DB"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tables: dict[str, Table] = {}
+        self.config = {"id": str(uuid.uuid4()), "name": name}
+
+    def table(self, name: str) -> Table:
+        if name not in self.tables:
+            raise op_failed(f"Table `{self.name}.{name}` does not exist.")
+        return self.tables[name]
+
+    def create(self, name: str, primary_key: str) -> Document:
+        _check_name("Table", name)
+        if name in self.tables:
+            raise op_failed(f"Table `{self.name}.{name}` already exists.")
+        table = self.tables[name] = Table(self.name, name, primary_key)
+        return {"config_changes": [{"new_val": table.config, "old_val": None}], "tables_created": 1}
+
+    def drop(self, name: str) -> Document:
+        table = self.table(name)
+        del self.tables[name]
+        _abort_feeds([table])
+        return {"config_changes": [{"new_val": None, "old_val": table.config}], "tables_dropped": 1}
+
+
+class World:
+    """All databases of one server. A new one holds an empty ``test``, as a new RethinkDB does."""
+
+    def __init__(self) -> None:
+        self.databases = {"test": Database("test")}
+
+    def database(self, name: str) -> Database:
+        if name not in self.databases:
+            raise op_failed(f"Database `{name}` does not exist.")
+        return self.databases[name]
+
+    def create(self, name: str) -> Document:
+        _check_name("Database", name)
+        if name in self.databases:
+            raise op_failed(f"Database `{name}` already exists.")
+        database = self.databases[name] = Database(name)
+        return {"config_changes": [{"new_val": database.config, "old_val": None}], "dbs_created": 1}
+
+    def drop(self, name: str) -> Document:
+        database = self.database(name)
+        del self.databases[name]
+        _abort_feeds(database.tables.values())
+        return {
+            "config_changes": [{"new_val": None, "old_val": database.config}],
+            "dbs_dropped": 1,
+            "tables_dropped": len(database.tables),
+        }
+
+
+def _abort_feeds(tables: Iterable[Table]) -> None:
+    for table in tables:
+        for feed in list(table.feeds):
+            feed.abort()
+
+
+def _check_name(what: str, name: Any) -> None:
+    if type(name) is not str:
+        raise logic_error(f"Expected type STRING but found {type_name(name)}.")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise logic_error(f"{what} name `{name}` invalid (Use A-Z, a-z, 0-9, _ and - only).")

@@ -1,0 +1,105 @@
+"""A small JSON API over a pool that is opened in start-up and closed in clean-up: python examples/aiohttp_app.py
+
+    curl localhost:8080/health
+    curl -X POST localhost:8080/heroes -d '{"name": "Ana"}'
+    curl localhost:8080/heroes
+
+It needs the extra: pip install 'async-repool[aiohttp]'. The server is the one that RETHINKDB_URL names, localhost:28015
+by default. SIGTERM ends it: requests in flight are answered first.
+"""
+
+import argparse
+import asyncio
+import os
+from typing import Any
+
+from aiohttp import web
+
+from async_repool import AsyncConnectionPool, ConnectFailed, PoolException, R
+
+DB = "aiohttp_example"
+POOL: web.AppKey[AsyncConnectionPool] = web.AppKey("pool", AsyncConnectionPool)
+heroes = R.db(DB).table("heroes")
+
+
+async def open_pool(app: web.Application) -> None:
+    pool = app[POOL]
+    await pool.init_pool()
+    async with pool.connect() as conn:
+        if not await R.db_list().contains(DB).run(conn):
+            await R.db_create(DB).run(conn)
+        if "heroes" not in await R.db(DB).table_list().run(conn):
+            await R.db(DB).table_create("heroes").run(conn)
+        await heroes.wait().run(conn)
+
+
+async def close_pool(app: web.Application) -> None:
+    await app[POOL].close(timeout=10)
+
+
+async def list_heroes(request: web.Request) -> web.Response:
+    async with request.app[POOL].connect() as conn:
+        cursor = await heroes.limit(100).run(conn)
+        return web.json_response([hero async for hero in cursor])
+
+
+async def get_hero(request: web.Request) -> web.Response:
+    async with request.app[POOL].connect() as conn:
+        hero = await heroes.get(request.match_info["id"]).run(conn)
+    if hero is None:
+        raise web.HTTPNotFound(text="no such hero")
+    return web.json_response(hero)
+
+
+async def add_hero(request: web.Request) -> web.Response:
+    hero: dict[str, Any] = await request.json()
+    async with request.app[POOL].connect() as conn:
+        result = await heroes.insert(hero).run(conn)
+    return web.json_response({"id": result.get("generated_keys", [hero.get("id")])[0]}, status=201)
+
+
+async def health(request: web.Request) -> web.Response:
+    """200 where a query is answered within a second, else 503 and why; the pool's gauges in both."""
+    pool = request.app[POOL]
+    status, problem = 200, None
+    try:
+        async with asyncio.timeout(1), pool.connect() as conn:
+            await R.expr(1).run(conn)
+    except (TimeoutError, PoolException, R.ReqlError) as error:
+        status, problem = 503, f"{type(error).__name__}: {error}"
+    stats = pool.stats()
+    gauges = {"size": stats.size, "idle": stats.idle, "leased": stats.leased, "waiting": stats.waiting}
+    return web.json_response({"problem": problem, **gauges}, status=status)
+
+
+@web.middleware
+async def overload_is_503(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+    except (TimeoutError, ConnectFailed) as error:
+        raise web.HTTPServiceUnavailable(text=str(error), headers={"Retry-After": "1"}) from error
+    return response
+
+
+def make_app(connect_arguments: dict[str, Any]) -> web.Application:
+    app = web.Application(middlewares=[overload_is_503])
+    app[POOL] = AsyncConnectionPool(connect_arguments, pool_size=10, min_size=2, acquire_timeout=5, name="api")
+    app.on_startup.append(open_pool)
+    app.on_cleanup.append(close_pool)
+    app.add_routes(
+        [
+            web.get("/health", health),
+            web.get("/heroes", list_heroes),
+            web.post("/heroes", add_hero),
+            web.get("/heroes/{id}", get_hero),
+        ]
+    )
+    return app
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8080, help="where to listen")
+    port = parser.parse_args().port
+    url = os.environ.get("RETHINKDB_URL", "rethinkdb://localhost:28015")
+    web.run_app(make_app({"url": url}), host="127.0.0.1", port=port, shutdown_timeout=10)

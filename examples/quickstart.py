@@ -1,0 +1,85 @@
+"""A pool of 3 connections serves 200 users and a changefeed: python examples/quickstart.py [--host HOST] [--port PORT]
+
+On the server that is named, or that RETHINKDB_URL names (rethinkdb://user:password@host:port); else on the stand-in
+server.
+"""
+
+import argparse
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from typing import Any
+
+from async_repool import AsyncConnectionPool, R
+from async_repool.testing import StandInServer
+
+HEROES = [{"id": n, "name": f"hero {n}", "power": n % 10} for n in range(100)]
+heroes = R.db("quickstart").table("heroes")
+
+
+async def prepare(pool: AsyncConnectionPool) -> None:
+    async with pool.connect() as conn:
+        if await R.db_list().contains("quickstart").run(conn):
+            await R.db_drop("quickstart").run(conn)
+        await R.db_create("quickstart").run(conn)
+        await R.db("quickstart").table_create("heroes").run(conn)
+        await heroes.wait().run(conn)
+        print("loaded", (await heroes.insert(HEROES).run(conn))["inserted"], "heroes")
+
+
+async def user(pool: AsyncConnectionPool, number: int) -> str:
+    async with pool.connect() as conn:  # waits in line, first come, first served
+        hero: dict[str, Any] = await heroes.get(number % len(HEROES)).run(conn)
+        return hero["name"]
+
+
+async def follow(pool: AsyncConnectionPool, is_following: asyncio.Event, wanted: int) -> list[str]:
+    seen: list[str] = []
+    async with pool.connect(looped_mode=True) as conn:  # a feed has a lane of its own
+        feed = await heroes.changes().run(conn)
+        is_following.set()
+        async for change in feed:
+            seen.append(change["new_val"]["name"])
+            if len(seen) == wanted:
+                await feed.close()
+                break
+    return seen
+
+
+async def main(arguments: dict[str, Any]) -> None:
+    async with AsyncExitStack() as stack:
+        if not arguments:
+            server = await stack.enter_async_context(StandInServer())
+            arguments = {"host": server.host, "port": server.port}
+            print("no server was named: running on the stand-in server, a test double (see --help)")
+        pool = await stack.enter_async_context(AsyncConnectionPool(arguments, pool_size=3, name="quickstart"))
+        await prepare(pool)
+
+        names = await asyncio.gather(*(user(pool, number) for number in range(200)))
+        print(f"{len(names)} users asked at once, {len(set(names))} heroes answered")
+
+        is_following = asyncio.Event()
+        following = asyncio.create_task(follow(pool, is_following, wanted=5))
+        await is_following.wait()
+        async with pool.connect() as conn:
+            for number in range(5):
+                await heroes.insert({"id": 1000 + number, "name": f"rookie {number}"}).run(conn)
+        print("the changefeed saw", ", ".join(await following))
+
+        stats = pool.stats()
+        print(f"{pool!r}: {stats.acquired_total} leases on {stats.opened_total} connections;", end=" ")
+        print(
+            f"{stats.waited_total} callers waited {stats.waited_seconds_total * 1000 / stats.waited_total:.0f} ms each"
+        )
+        async with pool.connect() as conn:
+            await R.db_drop("quickstart").run(conn)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", help="a RethinkDB server")
+    parser.add_argument("--port", type=int, help="its driver port, 28015 by default")
+    named = {option: value for option, value in vars(parser.parse_args()).items() if value is not None}
+    if not named and "RETHINKDB_URL" in os.environ:
+        named = {"url": os.environ["RETHINKDB_URL"]}
+    asyncio.run(main(named))

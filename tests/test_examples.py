@@ -1,0 +1,121 @@
+"""The examples, run as programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RETHINKDB_URL"}
+
+
+def run_quickstart(*arguments: str, **environment: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "examples/quickstart.py"), *arguments],
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    return finished.stdout
+
+
+def url_with_password(server: Any) -> str:
+    return f"rethinkdb://{server.user}:{server.password}@{server.host}:{server.port}"
+
+
+def assert_it_did_its_work(output: str) -> None:
+    assert "loaded 100 heroes" in output
+    assert "200 users asked at once, 100 heroes answered" in output
+    assert "the changefeed saw rookie 0, rookie 1, rookie 2, rookie 3, rookie 4" in output
+    assert re.search(
+        r"<AsyncConnectionPool 'quickstart' open 0/3 leased, 0 waiting>: 203 leases on 4 connections", output
+    )
+
+
+def test_the_quick_start_runs_without_a_server_and_says_so() -> None:
+    output = run_quickstart()
+    assert "running on the stand-in server" in output
+    assert_it_did_its_work(output)
+
+
+@pytest.mark.parametrize("how", ["arguments", "environment"])
+def test_the_quick_start_runs_on_a_server_that_is_named(rethinkdb_server: Any, how: str) -> None:
+    if how == "arguments":
+        output = run_quickstart("--host", rethinkdb_server.host, "--port", str(rethinkdb_server.port))
+    else:
+        output = run_quickstart(RETHINKDB_URL=url_with_password(rethinkdb_server))
+    assert "stand-in" not in output
+    assert_it_did_its_work(output)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def ask(url: str, data: dict[str, Any] | None = None) -> tuple[int, Any]:
+    body = None if data is None else json.dumps(data).encode()
+    try:
+        with urllib.request.urlopen(url, body, timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read().decode()
+        return error.code, json.loads(text) if text.startswith("{") else text
+
+
+@contextmanager
+def running_app(database_url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port = free_port()
+    program = [sys.executable, "-W", "error", str(ROOT / "examples/aiohttp_app.py"), "--port", str(port)]
+    environment = {**ENVIRONMENT, "RETHINKDB_URL": database_url}
+    with subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as app:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                try:
+                    ask(url + "/health")
+                    break
+                except (urllib.error.URLError, ConnectionError):
+                    assert app.poll() is None, app.communicate()
+                    time.sleep(0.05)
+            yield app, url
+        finally:
+            app.kill()
+
+
+def test_the_aiohttp_app_serves_json_from_the_pool_and_ends_at_sigterm(rethinkdb_server: Any) -> None:
+    pytest.importorskip("aiohttp")
+    with running_app(url_with_password(rethinkdb_server)) as (app, url):
+        status, health = ask(url + "/health")
+        assert (status, health["problem"]) == (200, None)
+        assert health["size"] >= 2
+        status, added = ask(url + "/heroes", {"name": "Ana"})
+        assert status == 201
+        assert ask(f"{url}/heroes/{added['id']}") == (200, {"id": added["id"], "name": "Ana"})
+        assert {"id": added["id"], "name": "Ana"} in ask(url + "/heroes")[1]
+        assert ask(url + "/heroes/nobody")[0] == 404
+        app.send_signal(signal.SIGTERM)
+        _, errors = app.communicate(timeout=30)
+        assert app.returncode == 0
+        assert "Traceback" not in errors

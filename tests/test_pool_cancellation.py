@@ -1,0 +1,287 @@
+"""Cancellation at every step, and the fault matrix: whatever fails and whoever is cancelled, nothing is lost.
+
+After each run every invariant of the pool holds, a fresh user is served, the whole capacity is there, and nothing is
+left when the pool is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from async_repool import AsyncConnectionPool, ConnectFailed, PoolException
+from async_repool.testing.scripted import Behaviour, ScriptedConnector, error, never, ok, slow
+from async_repool.testing.virtual_clock import cancel_at_every_step
+
+Use = Callable[[AsyncConnectionPool, ScriptedConnector], Awaitable[None]]
+
+
+def survives(
+    use: Use, connector: Callable[[], ScriptedConnector] = ScriptedConnector, *, is_closed: bool = False, **options: Any
+) -> int:
+    """Cancel the opening of a pool and its ``use`` at each step; returns at how many.
+
+    The pool stays open afterwards, so that no close hides what was lost; except where the use itself closes it.
+    """
+    made: list[tuple[AsyncConnectionPool, ScriptedConnector]] = []
+
+    async def scenario() -> None:
+        this = connector()
+        pool = AsyncConnectionPool(this, name="main", **options)
+        made.append((pool, this))
+        await pool.init_pool()
+        await use(pool, this)
+
+    async def after() -> None:
+        if not made:
+            return  # cancelled before its first step
+        pool, this = made[-1]
+        for verb in (this.connects, this.checks, this.closes):
+            verb.always(ok())
+        await asyncio.sleep(100)  # every bounded wait is over
+        if is_closed:
+            await pool.close()
+            this.assert_nothing_left()
+        if repr(pool).endswith("closed>"):
+            await pool.init_pool()
+        await all_capacity_is_there(pool)
+        await pool.close()
+        this.assert_nothing_left()
+
+    return cancel_at_every_step(scenario, after=after)
+
+
+async def all_capacity_is_there(pool: AsyncConnectionPool) -> None:
+    stats = pool.stats()
+    assert (stats.leased, stats.waiting, stats.connecting, stats.closing) == (0, 0, 0, 0), stats
+    leases = [await pool.acquire(timeout=60) for _ in range(stats.max_size)]
+    assert all(lease.is_open() for lease in leases)
+    assert len({lease.number for lease in leases}) == stats.max_size
+    assert pool.stats().size == stats.max_size
+    for lease in leases:
+        pool.release(lease)
+
+
+# ---- every path of acquire
+
+
+async def idle(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async with pool.connect() as lease:
+        await lease._start("term")
+
+
+async def grown(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async with pool.connect():
+        connector.connects.then(slow(3))
+        async with pool.connect() as lease:
+            await lease._start("term")
+
+
+async def waited(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async def user() -> None:
+        async with pool.connect():
+            await asyncio.sleep(1)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(6):
+            group.create_task(user())
+
+
+async def replaced(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    for connection in connector.open_connections:
+        connector.drop(connection, is_told=False)
+    async with pool.connect() as lease:
+        connector.drop(connector.open_connections[0])
+        await asyncio.sleep(0)
+        assert lease
+    async with pool.connect() as lease:
+        await lease._start("term")
+
+
+async def expired(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    await asyncio.sleep(5000)
+    connector.closes.then(slow(1))
+    async with pool.connect() as lease:
+        await lease._start("term")
+
+
+async def closed_by_its_user(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async with pool.connect() as lease:
+        await lease.close()
+    async with pool.connect() as lease:
+        await lease._start("term")
+
+
+async def timed_out(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async with pool.connect(), pool.connect():
+        with contextlib.suppress(TimeoutError):
+            await pool.acquire(timeout=2)
+
+
+async def drained(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    connector.closes.always(slow(1))
+    async with pool.connect():
+        await pool.drain()
+    async with pool.connect() as lease:
+        await lease._start("term")
+
+
+async def feed(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async with pool.connect(looped_mode=True) as lease:
+        cursor = connector.connections[lease.number - 1].open_stream()
+        asyncio.get_running_loop().call_later(50, cursor.end)
+        async with pool.connect():
+            await asyncio.sleep(1)
+
+
+async def cursor_outlives_its_lease(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async with pool.connect() as lease:
+        cursor = connector.connections[lease.number - 1].open_stream()
+        asyncio.get_running_loop().call_later(30, cursor.end)
+    await pool.drain()
+    async with pool.connect() as lease:
+        await lease._start("term")
+
+
+async def outage(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    connector.connects.always(error(OSError("down")))
+    for connection in connector.open_connections:
+        connector.drop(connection)
+    await asyncio.sleep(0.5)
+    asyncio.get_running_loop().call_later(5, connector.connects.always, ok())
+    with contextlib.suppress(ConnectFailed):  # where nobody knew of the outage before
+        async with pool.connect(timeout=30) as lease:
+            await lease._start("term")
+
+
+async def closing(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    connector.closes.then(slow(1), never())
+    lease = await pool.acquire()
+    asyncio.get_running_loop().call_later(2, pool.release, lease)
+    await pool.close(timeout=1)
+
+
+async def released_pool(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    connector.closes.always(slow(1))
+    await pool.release_pool()
+
+
+async def hook(connection: object) -> None:
+    await asyncio.sleep(0.1)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fixed size": {"pool_size": 2},
+    "growing": {"pool_size": 2, "min_size": 0},
+    "with hooks": {"pool_size": 2, "min_size": 1, "configure": hook, "check": hook, "reset": hook},
+}
+USES: list[Use] = [
+    idle,
+    grown,
+    waited,
+    replaced,
+    expired,
+    closed_by_its_user,
+    timed_out,
+    drained,
+    feed,
+    cursor_outlives_its_lease,
+    outage,
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+def test_cancelled_at_any_step_nothing_is_lost(use: Use, options: dict[str, Any]) -> None:
+    assert survives(use, **options) > 5
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("use", [closing, released_pool], ids=lambda use: use.__name__)
+def test_closing_cancelled_at_any_step_goes_on_and_the_pool_can_be_opened_again(
+    use: Use, options: dict[str, Any]
+) -> None:
+    assert survives(use, is_closed=True, **options) > 3
+
+
+@pytest.mark.parametrize("behaviour", [slow(3), error(OSError("refused")), never()], ids=["slow", "error", "never"])
+def test_init_pool_cancelled_at_any_step_leaks_nothing(behaviour: Behaviour) -> None:
+    def connector() -> ScriptedConnector:
+        this = ScriptedConnector()
+        this.connects.then(ok(), slow(1), behaviour)
+        this.closes.then(slow(1), error(OSError("broken")), never())
+        return this
+
+    async def use(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+        await idle(pool, connector)
+
+    pools: list[tuple[AsyncConnectionPool, ScriptedConnector]] = []
+
+    async def scenario() -> None:
+        this = connector()
+        pool = AsyncConnectionPool(this, 3, name="main")
+        pools.append((pool, this))
+        with contextlib.suppress(ConnectFailed):
+            async with pool:
+                await use(pool, this)
+
+    async def after() -> None:
+        if not pools:
+            return  # cancelled before its first step
+        pool, this = pools[-1]
+        await asyncio.sleep(100)
+        this.assert_nothing_left()
+        assert "closed" in repr(pool)
+
+    assert cancel_at_every_step(scenario, after=after) > 5
+
+
+# ---- the fault matrix: open, check, close x ok, error, slow, never x a cancel at each await
+
+FAULTS: dict[str, Callable[[], Behaviour]] = {
+    "ok": ok,
+    "error": lambda: error(OSError("fault")),
+    "slow": lambda: slow(1),
+    "never": never,
+}
+
+
+def survives_faults(opens: str, checks: str, closes: str) -> int:
+    """A pool whose connections have had their time, while these faults are on: cancelled at each step."""
+    made: list[ScriptedConnector] = []
+
+    def connector() -> ScriptedConnector:
+        made.append(ScriptedConnector(connect_timeout=4))
+        return made[-1]
+
+    async def check(connection: Any) -> None:
+        await made[-1].check(connection)
+
+    async def use(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+        await asyncio.sleep(2000)
+        for verb, fault in ((connector.connects, opens), (connector.checks, checks), (connector.closes, closes)):
+            verb.always(FAULTS[fault]())
+        with contextlib.suppress(PoolException):
+            async with pool.connect(timeout=30) as lease:
+                await lease._start("term")
+
+    options = {"pool_size": 2, "connection_ttl": 1000, "close_timeout": 3, "check_timeout": 3, "check": check}
+    return survives(use, connector, **options)
+
+
+def test_the_fault_matrix(capsys: pytest.CaptureFixture[str]) -> None:
+    combinations = 0
+    for faults in itertools.product(FAULTS, repeat=3):
+        try:
+            combinations += survives_faults(*faults)
+        except BaseException as problem:
+            problem.add_note("open: {}, check: {}, close: {}".format(*faults))
+            raise
+    with capsys.disabled():
+        print(f" [{combinations} combinations of faults and cancellations]", end="")
+    assert combinations > 1000

@@ -1,0 +1,69 @@
+"""The public names, and what a type checker makes of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import rethinkdb
+
+import async_repool
+from async_repool import async_pool
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_public_names_are_these() -> None:
+    assert async_repool.__all__ == [
+        "AsyncConnectionPool",
+        "ConnectFailed",
+        "Connector",
+        "Lease",
+        "LeaseError",
+        "PoolClosed",
+        "PoolException",
+        "PoolStats",
+        "PoolTimeout",
+        "R",
+        "RethinkDBConnector",
+        "TooManyWaiters",
+    ]
+    assert len(async_repool.__all__) <= 15
+
+
+def test_the_names_of_1_0_1_are_where_they_were() -> None:
+    assert isinstance(async_repool.R, rethinkdb.RethinkDB)
+    assert async_pool.R is async_repool.R
+    assert async_pool.AsyncConnectionPool is async_repool.AsyncConnectionPool
+    assert async_pool.PoolException is async_repool.PoolException
+    pool = inspect.signature(async_repool.AsyncConnectionPool)
+    assert list(pool.parameters)[:3] == ["rethinkdb_connection_kwargs", "pool_size", "connection_ttl"]
+    for name in ("init_pool", "acquire", "release", "release_to_looped", "release_pool", "connect", "empty"):
+        assert hasattr(async_repool.AsyncConnectionPool, name)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert importlib.metadata.version("async-repool") == async_repool.__version__
+
+
+def test_all_public_names_have_documentation() -> None:
+    for name in async_repool.__all__:
+        public = getattr(async_repool, name)
+        assert public is async_repool.R or inspect.getdoc(public), name
+    for name, member in vars(async_repool.AsyncConnectionPool).items():
+        if not name.startswith("_"):
+            assert inspect.getdoc(member), name
+
+
+def test_a_program_that_uses_the_types_passes_the_type_checker(tmp_path: Path) -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(ROOT / "tests/typing_example.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -1,0 +1,34 @@
+"""Never run: what a type checker must make of the public interface."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, assert_type
+
+from async_repool import AsyncConnectionPool, Connector, Lease, PoolStats, RethinkDBConnector
+from async_repool.testing import FaultProxy, StandInServer
+from async_repool.testing.scripted import ScriptedConnector
+
+
+async def hook(connection: Any) -> None: ...
+
+
+async def main() -> None:
+    connectors: list[Connector] = [ScriptedConnector(), RethinkDBConnector(host="db1")]
+    pool = AsyncConnectionPool(connectors[0], pool_size=3, acquire_timeout=None, check=hook, name="typed")
+    async with AsyncConnectionPool({"host": "db1"}, 7, 42) as other:
+        assert_type(other, AsyncConnectionPool)
+    lease = await pool.acquire(timeout=2)
+    assert_type(lease, Lease)
+    released: Awaitable[None] = pool.release(lease)
+    assert_type(await released, None)
+    async with pool.connect(looped_mode=True, timeout=1.5) as conn:
+        assert_type(conn, Lease)
+        assert_type(conn.db, str | None)
+        conn.use("heroes")
+    assert_type(pool.stats(), PoolStats)
+    assert_type(pool.stats().waited_seconds_total, float)
+    assert_type(pool.empty, bool)
+    async with StandInServer() as server, FaultProxy(server.host, server.port) as proxy:
+        assert_type(server.port, int)
+        assert_type(proxy.host, str)
