@@ -3,19 +3,21 @@
 from .async_pool import AsyncConnectionPool, R
 from .connectors import Connector
 from .connectors.rethinkdb import RethinkDBConnector
-from .errors import ConnectFailed, LeaseError, PoolClosed, PoolException, PoolTimeout, TooManyWaiters
+from .errors import ConnectFailed, LeaseError, PoolClosed, PoolDeadlock, PoolException, PoolTimeout, TooManyWaiters
 from .lease import Lease
-from .stats import PoolStats
+from .stats import CloseReport, PoolStats
 
 __version__ = "2.0.0"
 
 __all__ = [
     "AsyncConnectionPool",
+    "CloseReport",
     "ConnectFailed",
     "Connector",
     "Lease",
     "LeaseError",
     "PoolClosed",
+    "PoolDeadlock",
     "PoolException",
     "PoolStats",
     "PoolTimeout",

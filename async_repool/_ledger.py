@@ -79,10 +79,22 @@ class Refusal(Enum):
     ALL = "all"  # hopeless: everybody would get the same answer
 
 
+class Check(Enum):
+    """The order to check a connection before it is leased."""
+
+    CHECK = "check"
+
+
+CHECK: Final = Check.CHECK
+
+
 class Slot:
     """The pool's place for one connection. Read by all, written by the ledger alone."""
 
-    __slots__ = ("connection", "doomed", "expires_at", "idle_since", "is_probe", "is_proven", "opened_at", "state")
+    __slots__ = (
+        *("connection", "doomed", "expires_at", "fresh_until", "idle_since", "is_probe", "is_proven"),
+        *("is_pinged", "opened_at", "state"),
+    )
 
     def __init__(self) -> None:
         self.state = EMPTY
@@ -90,8 +102,10 @@ class Slot:
         self.opened_at = 0.0
         self.expires_at = NEVER
         self.idle_since = 0.0
+        self.fresh_until = NEVER  # while idle: from then on it has to be checked or replaced before a lease
         self.doomed: CloseReason | None = None  # to be closed when it comes home
         self.is_probe = False  # opening began when an outage was known
+        self.is_pinged = False  # is checked though nobody asks for it: as good as idle
         self.is_proven = False  # its connection was leased, or passed its check
 
     def __repr__(self) -> str:
@@ -104,7 +118,10 @@ class Orders:
 
     open: list[Slot]
     close: list[tuple[Slot, CloseReason]]
+    check: list[Slot]
     wake_at: float = NEVER
+    has_outage_lasted: bool = False
+    """Whether ``on_reconnect_failed`` is due."""
 
 
 class Ledger:
@@ -124,6 +141,7 @@ class Ledger:
         self.idle = 0
         self.leased = 0
         self.closing = 0
+        self.pinged = 0  # of those that are connecting
 
         # How many idle slots the pool could do without is its surplus. surplus_since[k] is when the surplus last rose
         # to k + 1, so len(surplus_since) is the surplus, and as many connections as there are entries older than
@@ -136,6 +154,9 @@ class Ledger:
         # opened counts as one that could not be opened, and an outage is over only when a connection has proven good.
         # Else a server that lets everybody in and then hangs up would be called again and again without a pause.
         self.backoff = Backoff(random)
+        self._is_outage_told = False  # has_outage_lasted was said
+        self._check_after = float("-inf") if config.check else config.check_idle or NEVER  # seconds of being idle
+
         self.is_hopeless = False  # the last opening failed in a way that trying again cannot mend
 
         self.acquired_total = 0
@@ -164,6 +185,11 @@ class Ledger:
         return self.leased + sum(slot.state is FEED for slot in self.lane)
 
     @property
+    def is_leased_out(self) -> bool:
+        """Whether every slot is leased, so that only a release can help who waits."""
+        return self.leased == self.max_size
+
+    @property
     def is_opening(self) -> bool:
         """Whether the first connections are being opened."""
         return self.state is LedgerState.OPENING
@@ -179,7 +205,7 @@ class Ledger:
         """The pool is being opened: :meth:`tend` orders the first connections."""
         self.state = LedgerState.OPENING
         self.backoff.succeeded()
-        self.is_hopeless = False
+        self.is_hopeless = self._is_outage_told = False
 
     def opened_all(self) -> None:
         """The first connections are open: the pool is."""
@@ -212,28 +238,36 @@ class Ledger:
 
     # ---- leases
 
-    def lease(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
-        """An idle slot is asked for. Leases it and returns None, or says why its connection must be closed instead."""
-        reason: CloseReason | None = None
+    def lease(self, slot: Slot, now: float, is_open: bool, *, is_checked: bool = False) -> CloseReason | Check | None:
+        """An idle slot is asked for. Leases it and returns None; or says why its connection must be closed instead, or
+        that it must be checked first: it counts as connecting until :meth:`prepared` or :meth:`unfit`.
+        """
+        order: CloseReason | Check | None = None
         if not is_open:
-            reason = CloseReason.BROKEN
-        elif slot.expires_at <= now:
-            reason = CloseReason.EXPIRED
+            order = CloseReason.BROKEN
+        elif slot.fresh_until <= now:
+            if slot.expires_at <= now:
+                order = CloseReason.EXPIRED
+            elif not is_checked:
+                order = CHECK
         self.idle -= 1
-        if reason is None:
+        if order is None:
             slot.state = LEASED
             self.leased += 1
             self.acquired_total += 1
             if not slot.is_proven:
                 self._prove(slot)
+        elif order is CHECK:
+            slot.state = CONNECTING
+            self.connecting += 1
         else:
             slot.state = CLOSING
             self.closing += 1
-            if reason is CloseReason.BROKEN:
+            if order is CloseReason.BROKEN:
                 self._doubt(slot, now)
         if self._can_shrink:
             self._note_surplus(now)
-        return reason
+        return order
 
     def release(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         """A leased slot came home. Makes it idle and returns None, or says why its connection must be closed."""
@@ -246,11 +280,20 @@ class Ledger:
         return self.release(slot, now, is_open)
 
     def hold(self, slot: Slot, now: float) -> None:
-        """An idle slot is to be checked before it is leased: it counts as connecting until :meth:`prepared`."""
+        """An idle slot is to be reset: it counts as connecting until :meth:`prepared` or :meth:`unfit`."""
         self.idle -= 1
         slot.state = CONNECTING
         self.connecting += 1
         self._note_surplus(now)
+
+    def suspect(self, now: float) -> list[Slot]:
+        """A connection died of a network error: its idle siblings are to be checked, all together, before any is
+        leased. They count as connecting until :meth:`prepared` or :meth:`unfit`.
+        """
+        idle = [slot for slot in self.slots if slot.state is IDLE]
+        for slot in idle:
+            self._ping(slot)
+        return idle
 
     def hold_released(self, slot: Slot) -> None:
         """A leased slot is to be reset before it is idle: it counts as connecting until :meth:`prepared`."""
@@ -260,23 +303,29 @@ class Ledger:
 
     def prepared(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         """A check or reset has passed. Makes the slot idle and returns None, or says why to close its connection."""
-        self.connecting -= 1
+        self._end_preparing(slot)
         self._prove(slot)
         return self._come_home(slot, now, is_open)
 
-    def unfit(self, slot: Slot, now: float) -> CloseReason:
+    def unfit(self, slot: Slot, now: float, is_open: bool) -> CloseReason:
         """The check or reset of a slot has failed: its connection must be closed."""
-        self.connecting -= 1
+        self._end_preparing(slot)
         slot.state = CLOSING
         self.closing += 1
         self._trim_surplus()
         self._doubt(slot, now)
-        return CloseReason.UNFIT
+        return CloseReason.UNFIT if is_open else CloseReason.BROKEN
+
+    def _end_preparing(self, slot: Slot) -> None:
+        self.connecting -= 1
+        self.pinged -= slot.is_pinged
+        slot.is_pinged = False
 
     def _come_home(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         if slot.doomed is None and is_open:
             slot.state = IDLE
             slot.idle_since = now
+            slot.fresh_until = min(slot.expires_at, now + self._check_after)
             self.idle += 1
             if self._can_shrink:
                 self._note_surplus(now)
@@ -403,19 +452,23 @@ class Ledger:
         from here on), and when to ask again.
         """
         if self.state not in (LedgerState.OPEN, LedgerState.OPENING):
-            return Orders([], [])
+            return Orders([], [], [])
         close, surplus_at = self._shrink(now)
+        check, ping_at = self._ping_idle(now)
         wanted = self._wanted(waiting)
-        wake_at = surplus_at
-        if wanted and self.is_outage:
-            if self.connecting:
+        wake_at = min(surplus_at, ping_at)
+        has_outage_lasted = False
+        if wanted > 0 and self.is_outage:
+            has_outage_lasted, told_at = self._tell_outage(now)
+            wake_at = min(wake_at, told_at)
+            if any(slot.state is CONNECTING and slot.connection is None for slot in self.slots):
                 wanted = 0  # the result of the one probe in flight decides
             elif now < self.backoff.retry_at and not (self.is_hopeless and waiting):
                 wake_at = min(wake_at, self.backoff.retry_at)
                 wanted = 0
             else:
                 wanted = 1
-        return Orders([self._connect() for _ in range(wanted)], close, wake_at)
+        return Orders([self._connect() for _ in range(wanted)], close, check, wake_at, has_outage_lasted)
 
     def _wanted(self, waiting: int) -> int:
         """Openings to begin: one for each caller that has none under way, or what min_size needs; at most max."""
@@ -434,21 +487,49 @@ class Ledger:
         max_idle = self._config.max_idle
         if max_idle is None or not self.surplus_since:
             return [], NEVER
-        due = sum(risen + max_idle <= now for risen in self.surplus_since)
+        due = min(self.idle, sum(risen + max_idle <= now for risen in self.surplus_since))
         longest_unused = sorted((slot for slot in self.slots if slot.state is IDLE), key=lambda slot: slot.idle_since)
         close = [(slot, CloseReason.SURPLUS) for slot in longest_unused[:due]]
         for slot, _ in close:
             self._condemn(slot)
         # Without these connections the surplus would have been smaller by so many at any time: the eldest entries go.
         del self.surplus_since[:due]
-        return close, self.surplus_since[0] + max_idle if self.surplus_since else NEVER
+        return close, self.surplus_since[0] + max_idle if self.surplus_since and self.idle else NEVER
+
+    def _ping_idle(self, now: float) -> tuple[list[Slot], float]:
+        """Idle slots that were not used for ping_interval: to be checked. And when there may be more."""
+        interval = self._config.ping_interval
+        if not interval:
+            return [], NEVER
+        idle = [slot for slot in self.slots if slot.state is IDLE]
+        due = [slot for slot in idle if slot.idle_since + interval <= now]
+        for slot in due:
+            self._ping(slot)
+        return due, min((slot.idle_since + interval for slot in idle if slot not in due), default=NEVER)
+
+    def _ping(self, slot: Slot) -> None:
+        self.idle -= 1
+        slot.state = CONNECTING
+        slot.is_pinged = True
+        self.connecting += 1
+        self.pinged += 1
 
     # ---- outages
+
+    def _tell_outage(self, now: float) -> tuple[bool, float]:
+        """Whether the outage has lasted reconnect_timeout, which is said once; and when it will have."""
+        if self._is_outage_told or self._config.reconnect_timeout is None or self.backoff.since is None:
+            return False, NEVER
+        told_at = self.backoff.since + self._config.reconnect_timeout
+        self._is_outage_told = now >= told_at
+        return self._is_outage_told, NEVER if self._is_outage_told else told_at
 
     def _prove(self, slot: Slot) -> None:
         """A connection is good: if there was an outage, it is over."""
         slot.is_proven = True
-        self.backoff.succeeded()
+        if self.backoff.failures:
+            self.backoff.succeeded()
+            self._is_outage_told = False
 
     def _doubt(self, slot: Slot, now: float) -> None:
         """A connection is bad. Where it was never good, and is young, the attempt to open it has failed."""
@@ -464,7 +545,7 @@ class Ledger:
     def _surplus(self) -> int:
         if not self._can_shrink:
             return 0
-        return max(0, min(self.idle, self.idle + self.leased + self.connecting - self.min_size))
+        return max(0, min(self.idle + self.pinged, self.idle + self.leased + self.connecting - self.min_size))
 
     def _note_surplus(self, now: float) -> None:
         """To be called after every step that may change the surplus."""
@@ -496,6 +577,8 @@ class Ledger:
         assert states[CONNECTING] == self.connecting, (states, self.connecting)
         assert states[IDLE] == self.idle, (states, self.idle)
         assert states[LEASED] == self.leased, (states, self.leased)
+        assert self.pinged == sum(slot.is_pinged for slot in self.slots if slot.state is CONNECTING)
+        assert not any(slot.is_pinged for slot in (*self.slots, *self.lane) if slot.state is not CONNECTING)
         assert states[CLOSING] == self.closing, (states, self.closing)
         assert self.size + states[EMPTY] == self.max_size, (states, self.size)
         assert len(self.surplus_since) == self._surplus(), (self.surplus_since, self._surplus())

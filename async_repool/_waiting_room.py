@@ -19,7 +19,7 @@ Ticket: TypeAlias = "asyncio.Future[T]"
 
 
 class WaitingRoom(Generic[T]):
-    """Invariant: nobody waits while a slot is idle."""
+    """Invariant, kept by its user: nobody waits for an idle slot for longer than its check takes."""
 
     def __init__(self) -> None:
         self._idle: asyncio.Queue[T] = asyncio.Queue()
@@ -37,8 +37,12 @@ class WaitingRoom(Generic[T]):
 
     def take_nowait(self) -> T | None:
         """An idle slot, the longest unused one; None if there is none or if somebody waits already."""
-        if self._line:
-            return None
+        return None if self._line else self.pop_nowait()
+
+    def pop_nowait(self) -> T | None:
+        """An idle slot, the longest unused one, whoever waits: to be given to the oldest of those. None if there is
+        none.
+        """
         try:
             return self._idle.get_nowait()
         except asyncio.QueueEmpty:

@@ -13,28 +13,46 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import random
+import sys
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, Final
 
-from ._ledger import NEVER, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
+from ._holders import Holder, Holders
+from ._ledger import CHECK, NEVER, Check, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
 from ._waiting_room import Ticket, WaitingRoom
 from .config import Hook, PoolConfig, check_seconds
 from .connectors import Connector
-from .connectors.rethinkdb import R, RethinkDBConnector
-from .errors import ConnectFailed, LeaseError, PoolClosed, PoolException, PoolTimeout, TooManyWaiters
+from .connectors.rethinkdb import R, RethinkDBConnector, RotatingConnector
+from .errors import ConnectFailed, LeaseError, PoolClosed, PoolDeadlock, PoolException, PoolTimeout, TooManyWaiters
 from .lease import Lease
-from .stats import PoolStats
+from .stats import CloseReport, PoolStats
 
 __all__ = ["AsyncConnectionPool", "R"]
 
 log = logging.getLogger("async_repool")
 
 _pool_numbers = itertools.count(1)
+
+
+# Pools that hold connections. A child of fork() must not touch them: it shares the sockets with its parent, and the
+# selector that watches them.
+_live_pools: weakref.WeakSet[AsyncConnectionPool] = weakref.WeakSet()
+
+
+def _disown_pools() -> None:
+    for pool in list(_live_pools):
+        pool._is_inherited = True
+        pool._loop = pool._open_loop = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_pools)
 
 
 class Unset:
@@ -74,14 +92,25 @@ class Done(Coroutine[Any, Any, None]):
 DONE: Final = Done()
 
 
+class _Closing:
+    """What became of the leases, while the pool closes."""
+
+    def __init__(self, began: float, leases: int) -> None:
+        self.began = began
+        self.leases = leases
+        self.aborted = 0
+        self.feeds_ended = 0
+
+
 class AsyncConnectionPool:
     """A pool of connections to one RethinkDB server, for the tasks of one event loop.
 
     Connections are opened by :meth:`init_pool`, or by ``async with pool:``, and handed out by :meth:`acquire` and
     :meth:`connect`, strictly first come, first served. Cancelling a call at any await loses nothing.
 
-    :param rethinkdb_connection_kwargs: a mapping of ``r.connect()`` arguments, or a
-        :class:`~async_repool.Connector` for any other kind of connection.
+    :param rethinkdb_connection_kwargs: a mapping of ``r.connect()`` arguments; a callable, sync or async, that returns
+        one and is asked at every opening, for secrets that change; or a :class:`~async_repool.Connector` for any other
+        kind of connection.
 
     The options, their units and defaults are those of :class:`~async_repool.config.PoolConfig`. Raises ``TypeError`` or
     ``ValueError`` naming the option and its value. Nothing is opened here.
@@ -89,7 +118,7 @@ class AsyncConnectionPool:
 
     def __init__(
         self,
-        rethinkdb_connection_kwargs: Mapping[str, Any] | Connector,
+        rethinkdb_connection_kwargs: Mapping[str, Any] | Callable[[], Any] | Connector,
         pool_size: int = PoolConfig.pool_size,
         connection_ttl: float | None = PoolConfig.connection_ttl,
         *,
@@ -99,12 +128,18 @@ class AsyncConnectionPool:
         connect_timeout: float | None = PoolConfig.connect_timeout,
         close_timeout: float = PoolConfig.close_timeout,
         check_timeout: float = PoolConfig.check_timeout,
+        check_idle: float | None = PoolConfig.check_idle,
+        ping_interval: float = PoolConfig.ping_interval,
+        reconnect_timeout: float | None = PoolConfig.reconnect_timeout,
         cursor_grace: float = PoolConfig.cursor_grace,
         max_feed_connections: int | None = PoolConfig.max_feed_connections,
         max_waiting: int = PoolConfig.max_waiting,
         configure: Hook | None = PoolConfig.configure,
         check: Hook | None = PoolConfig.check,
         reset: Hook | None = PoolConfig.reset,
+        on_reconnect_failed: Callable[[Any], object] | None = PoolConfig.on_reconnect_failed,
+        leak_threshold: float | None = PoolConfig.leak_threshold,
+        debug: bool = PoolConfig.debug,
         name: str | None = PoolConfig.name,
     ) -> None:
         self._config = PoolConfig(
@@ -116,23 +151,32 @@ class AsyncConnectionPool:
             connect_timeout=connect_timeout,
             close_timeout=close_timeout,
             check_timeout=check_timeout,
+            check_idle=check_idle,
+            ping_interval=ping_interval,
+            reconnect_timeout=reconnect_timeout,
             cursor_grace=cursor_grace,
             max_feed_connections=max_feed_connections,
             max_waiting=max_waiting,
             configure=configure,
             check=check,
             reset=reset,
+            on_reconnect_failed=on_reconnect_failed,
+            leak_threshold=leak_threshold,
+            debug=debug,
             name=name,
         )
         self._connector = _connector(rethinkdb_connection_kwargs, connect_timeout)
-        self._check = check
+        self._check = self._connector.check if check is None else check
         self._reset = reset
         self._name = name or f"pool-{next(_pool_numbers)}"
         self._ledger = Ledger(self._config, random.random)
         self._room: WaitingRoom[Slot] = WaitingRoom()
+        self._holders = Holders()
+        self._deadlock_was_logged = False
         self._loop: asyncio.AbstractEventLoop | None = None  # from init_pool() until everything is closed
         self._open_loop: asyncio.AbstractEventLoop | None = None  # the same, while leases may be had
         self._was_open = False
+        self._is_inherited = False  # over a fork
         self._housekeeper: asyncio.Task[None] | None = None
         self._bell = asyncio.Event()  # wakes the housekeeper; bound to the loop, as the two below
         self._wake_at = NEVER  # when it wakes by itself
@@ -143,6 +187,7 @@ class AsyncConnectionPool:
         self._all_closed = asyncio.Event()  # while closing: nothing is left
         self._last_failure: BaseException | None = None  # of opening a connection
         self._outage_was_logged = False
+        self._closing = _Closing(0.0, 0)
         self._waited_total = 0
         self._waited_seconds_total = 0.0
         self._timeouts_total = 0
@@ -165,6 +210,7 @@ class AsyncConnectionPool:
         if self._ledger.state is not LedgerState.CLOSED:
             raise self._unusable("init_pool()")
         self._loop = loop
+        _live_pools.add(self)
         self._was_open = False
         self._bell, self._wake_at = asyncio.Event(), NEVER
         self._leases_home = asyncio.Event()
@@ -206,23 +252,26 @@ class AsyncConnectionPool:
         """:meth:`close`."""
         await self.close()
 
-    async def close(self, timeout: float | None = 10.0) -> None:
+    async def close(self, timeout: float | None = 10.0) -> CloseReport:
         """End the pool: lease nothing more, wake all who wait with :class:`PoolClosed`, and close every connection.
 
         Feeds are ended at once. Leases, and cursors that are still read, are waited for up to ``timeout`` seconds
         (None: for ever), then aborted: their users see that the connection is closed. Each connection may take
         ``close_timeout`` more to close politely. If cancelled, the closing goes on by itself: every connection is
         closed when it comes home; call it again to wait for that. May be called twice, and on a pool that was never
-        opened.
+        opened. Returns what became of the leases.
         """
         check_seconds("timeout", timeout)
         if self._ledger.state is LedgerState.CLOSED:
-            return
+            return CloseReport(leases_waited_for=0, leases_aborted=0, feeds_ended=0, seconds=0.0)
         if self._loop is not asyncio.get_running_loop():
             raise self._unusable("close()")
+        loop = self._loop
         housekeeper = self._housekeeper
         if self._ledger.state is not LedgerState.CLOSING:
+            self._closing = _Closing(loop.time(), self._ledger.leased)
             self._begin_close()
+        closing = self._closing
         try:
             async with asyncio.timeout(timeout):
                 await self._leases_home.wait()
@@ -231,6 +280,12 @@ class AsyncConnectionPool:
         await self._all_closed.wait()
         if housekeeper is not None:
             await asyncio.wait([housekeeper])
+        return CloseReport(
+            leases_waited_for=closing.leases,
+            leases_aborted=closing.aborted,
+            feeds_ended=closing.feeds_ended,
+            seconds=loop.time() - closing.began,
+        )
 
     async def release_pool(self) -> None:
         """Close every connection, as :meth:`close`, where no lease is out.
@@ -278,6 +333,8 @@ class AsyncConnectionPool:
             work = _close(self._connector, slot.connection, self._config.close_timeout)
             self._spawn("close", work, self._closed_apart(slot))
             self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
+            self._holders.release(slot)
+            self._closing.feeds_ended += 1
         for task in self._opening:
             task.cancel()
         if self._housekeeper is not None:
@@ -292,6 +349,8 @@ class AsyncConnectionPool:
         for slot in [slot for slot in self._ledger.slots if slot.state is SlotState.LEASED]:
             self._connector.abort(slot.connection)
             self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
+            self._holders.release(slot)
+            self._closing.aborted += 1
         for task in self._reading:
             task.cancel()
         self._settle_close()
@@ -305,12 +364,13 @@ class AsyncConnectionPool:
             self._leases_home.set()
             if not ledger.size and not self._tasks:
                 ledger.closed_all()
+                _live_pools.discard(self)
                 self._loop = None
                 self._all_closed.set()
 
     def __del__(self) -> None:
         ledger = getattr(self, "_ledger", None)
-        if ledger is None or ledger.state is LedgerState.CLOSED:
+        if ledger is None or ledger.state is LedgerState.CLOSED or self._is_inherited:
             return
         warnings.warn(f"unclosed {self!r}: await its close(), or use `async with`", ResourceWarning, source=self)
         connections = [slot.connection for slot in (*ledger.slots, *ledger.lane) if slot.connection is not None]
@@ -336,7 +396,8 @@ class AsyncConnectionPool:
         :raises PoolClosed: the pool is not open, or was closed meanwhile.
         :raises PoolException: the pool was opened in another event loop.
         """
-        return self._acquire_nowait() or await self._wait_in_line(timeout)
+        caller = sys._getframe(1)
+        return self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
 
     def release(self, lease: Lease) -> Done:
         """Give a lease back, at once. What it returns may be awaited, and is done already.
@@ -347,15 +408,7 @@ class AsyncConnectionPool:
         :raises LeaseError: the lease was released before, or is of another pool; nothing has changed then.
         :raises PoolException: called outside the event loop that the pool was opened in; the lease is still live then.
         """
-        slot = self._end(lease, "release()")
-        ledger = self._ledger
-        if slot.state is not SlotState.LEASED:
-            self._release_feed(slot)
-        elif self._reset is not None:
-            ledger.hold_released(slot)
-            self._prepare(slot, self._reset)
-        else:
-            self._come_home(slot, ledger.release(slot, self._now(), self._connector.is_open(slot.connection)))
+        self._give_back(self._end(lease, "release()"))
         return DONE
 
     def connect(self, looped_mode: bool = False, *, timeout: float | None | Unset = UNSET) -> LeaseContext:
@@ -383,22 +436,35 @@ class AsyncConnectionPool:
         self._release_feed(slot)
         return DONE
 
-    def _acquire_nowait(self) -> Lease | None:
+    def _acquire_nowait(self, caller: FrameType) -> Lease | None:
         """A lease of an idle connection; None if the caller has to wait in line."""
         loop = asyncio.get_running_loop()
         if loop is not self._open_loop:
             raise self._unusable("acquire()")
         while (slot := self._room.take_nowait()) is not None:
-            if self._check is not None:
-                self._hold(slot)
-                return None
-            reason = self._ledger.lease(slot, loop.time(), self._connector.is_open(slot.connection))
-            if reason is None:
-                return Lease(self, slot)
-            self._close_slot(slot, reason)
+            now = loop.time()
+            order = self._ledger.lease(slot, now, self._connector.is_open(slot.connection))
+            if order is None:
+                return self._lease(slot, now, caller)
+            self._carry_out(slot, order)
+            if order is CHECK and self._config.check is not None:
+                return None  # all of them would have to be checked
         return None
 
-    async def _wait_in_line(self, timeout: float | None | Unset) -> Lease:
+    def _lease(self, slot: Slot, now: float, caller: FrameType) -> Lease:
+        self._holders.hold(slot, Holder(asyncio.current_task(self._loop), now, caller, self._config.debug))
+        if self._config.leak_threshold is not None and self._wake_at > now + self._config.leak_threshold:
+            self._bell.set()
+        return Lease(self, slot)
+
+    def _carry_out(self, slot: Slot, order: CloseReason | Check) -> None:
+        """What the ledger ordered instead of a lease."""
+        if order is CHECK:
+            self._prepare(slot, self._check, is_checked=True)
+        else:
+            self._close_slot(slot, order)
+
+    async def _wait_in_line(self, timeout: float | None | Unset, caller: FrameType) -> Lease:
         if isinstance(timeout, Unset):
             timeout = self._config.acquire_timeout
         else:
@@ -409,10 +475,15 @@ class AsyncConnectionPool:
                 f"{self._name}: acquire() was refused, max_waiting={self._config.max_waiting} callers wait already "
                 f"({self._situation()})"
             )
-        began = self._now()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        task = asyncio.current_task()
         ticket: Ticket[Slot] = self._room.join()
+        self._holders.wait(task)
+        self._serve_line()
         self._tend()
         try:
+            self._look_for_deadlock()
             async with asyncio.timeout(timeout):
                 slot = await ticket
         except BaseException as error:
@@ -424,21 +495,49 @@ class AsyncConnectionPool:
             if isinstance(error, asyncio.CancelledError):
                 self._cancelled_total += 1
                 raise
-            explained = self._explain(error, self._now() - began)
+            if isinstance(error, PoolDeadlock):
+                raise
+            explained = self._explain(error, loop.time(), began)
             raise explained from explained.__cause__
         finally:
+            now = loop.time()
+            self._holders.wait_no_more(task)
             self._waited_total += 1
-            self._waited_seconds_total += self._now() - began
-        return Lease(self, slot)
+            self._waited_seconds_total += now - began
+        return self._lease(slot, now, caller)
 
-    def _explain(self, error: BaseException, waited: float) -> BaseException:
+    def _serve_line(self) -> None:
+        """Nobody waits beside an idle slot: where leases begin with a check, one goes on for each caller in line."""
+        while self._room.waiting > self._ledger.connecting and (slot := self._room.pop_nowait()) is not None:
+            self._come_home(slot, None)
+
+    def _look_for_deadlock(self) -> None:
+        if not self._is_deadlock() or (self._deadlock_was_logged and not self._config.debug):
+            return
+        what = (
+            f"{self._name}: deadlock: each of the {self._ledger.leased} leases is held by a task that itself waits for "
+            f"one.{self._holders.describe(self._now())}\nAcquire one lease at a time in a task, or raise pool_size"
+        )
+        if self._config.debug:
+            raise PoolDeadlock(what)
+        self._deadlock_was_logged = True
+        log.warning("%s", what)
+
+    def _is_deadlock(self) -> bool:
+        return self._ledger.is_leased_out and self._holders.is_deadlock()
+
+    def _explain(self, error: BaseException, now: float, began: float) -> BaseException:
         """What a caller is told whose wait ended in ``error``."""
-        asked = f"{self._name}: no connection to {self._connector.endpoint} after waiting {waited:.1f} s"
+        asked = f"{self._name}: no connection to {self._connector.endpoint} after waiting {now - began:.1f} s"
         explained: PoolException
         if isinstance(error, TimeoutError):
             self._timeouts_total += 1
             if not self._ledger.is_outage:
-                explained = PoolTimeout(f"{asked} ({self._situation()}). Release leases sooner, or raise pool_size")
+                advice = "Release leases sooner, or raise pool_size"
+                if self._is_deadlock():
+                    advice = "It is a deadlock: each is held by a task that itself waits for one"
+                held = self._holders.describe(now)
+                explained = PoolTimeout(f"{asked} ({self._situation()}). {advice}.{held and ' Leased to:'}{held}")
                 explained.__cause__ = None
                 return explained
         if isinstance(error, (TimeoutError, ConnectFailed)):
@@ -460,7 +559,35 @@ class AsyncConnectionPool:
             loop = None
         if loop is not self._loop and not lease._was_ended_by_pool:
             raise self._unusable(call)
-        return lease._end(self)
+        slot = lease._end(self)
+        self._holders.release(slot)
+        return slot
+
+    def _give_back(self, slot: Slot) -> None:
+        """A lease has ended: its slot comes home."""
+        ledger = self._ledger
+        if slot.state is not SlotState.LEASED:
+            self._release_feed(slot)
+        elif self._reset is not None:
+            ledger.hold_released(slot)
+            self._prepare(slot, self._reset)
+        else:
+            self._come_home(slot, ledger.release(slot, self._now(), self._connector.is_open(slot.connection)))
+
+    def _lease_collected(self, slot: Slot) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed() or slot.state not in (SlotState.LEASED, SlotState.FEED):
+            return
+        loop.call_soon_threadsafe(self._take_back, slot)  # the collector may run in any thread
+
+    def _take_back(self, slot: Slot) -> None:
+        holder = self._holders.release(slot)
+        if holder is None:
+            return
+        log.warning(
+            "%s: a lease was dropped without release, and is taken back: %s", self._name, holder.describe(self._now())
+        )
+        self._give_back(slot)
 
     def _release_feed(self, slot: Slot) -> None:
         if slot.state is SlotState.GONE:
@@ -485,10 +612,10 @@ class AsyncConnectionPool:
         else:
             self._come_home(slot, reason)
 
-    async def _acquire_feed(self, timeout: float | None | Unset) -> Lease:
+    async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Lease:
         if not self._ledger.has_feed_room():
             raise self._feed_lane_full()
-        lease = await self.acquire(timeout)
+        lease = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
         if not self._ledger.has_feed_room():  # another feed was quicker while this one waited
             self.release(lease)
             raise self._feed_lane_full()
@@ -505,21 +632,15 @@ class AsyncConnectionPool:
                 if self._ledger.surplus_since and self._wake_at == NEVER:
                     self._tend()
                 return
-            if self._check is not None and not is_checked:
-                self._hold(slot)
-                return
-            reason = self._ledger.lease(slot, self._now(), self._is_open(slot))
-            if reason is None:
+            order = self._ledger.lease(slot, self._now(), self._is_open(slot), is_checked=is_checked)
+            if order is None:
+                self._deadlock_was_logged = False
                 self._room.hand_over(slot)
                 return
-        self._close_slot(slot, reason)
+            self._carry_out(slot, order)
+        else:
+            self._close_slot(slot, reason)
         self._tend()
-
-    def _hold(self, slot: Slot) -> None:
-        """Check an idle slot before it is leased."""
-        assert self._check is not None
-        self._ledger.hold(slot, self._now())
-        self._prepare(slot, self._check, is_checked=True)
 
     def _prepare(self, slot: Slot, hook: Hook, *, is_checked: bool = False) -> None:
         """Run a check or a reset on a connecting slot."""
@@ -531,7 +652,9 @@ class AsyncConnectionPool:
         if task.cancelled() or error is not None:
             log.debug("%s: a connection is discarded, its check or reset failed: %s", self._name, _outcome(task))
             self._last_failure = error
-            self._close_slot(slot, self._ledger.unfit(slot, self._now()))
+            self._close_slot(slot, self._ledger.unfit(slot, self._now(), self._is_open(slot)))
+            if is_checked:
+                self._ping(self._ledger.suspect(self._now()))
             self._tend()
         else:
             reason = self._ledger.prepared(slot, self._now(), self._is_open(slot))
@@ -623,7 +746,9 @@ class AsyncConnectionPool:
         return closed
 
     def _slot_lost(self, slot: Slot) -> None:
-        """A connection died. Idle, it goes; in use, it goes when it comes home."""
+        """A connection died. Idle, it goes; in use, it goes when it comes home. Its siblings may have died too."""
+        if slot.state not in (SlotState.IDLE, SlotState.LEASED):
+            return
         if slot.state is SlotState.IDLE:
             self._room.remove((slot,))
             failures = self._ledger.connect_failures_total
@@ -631,23 +756,59 @@ class AsyncConnectionPool:
             if self._ledger.connect_failures_total > failures:
                 self._last_failure = ConnectionResetError("a connection was lost as soon as it was open")
             self._close_slot(slot, reason)
-            self._tend()
+        self._ping(self._ledger.suspect(self._now()))
+        self._tend()
 
     # ---- housekeeping
 
     def _tend(self) -> float:
         """Carry out what the ledger orders. Returns when it wants to be asked again."""
-        orders = self._ledger.tend(self._now(), self._room.waiting)
+        now = self._now()
+        orders = self._ledger.tend(now, self._room.waiting)
         if orders.close:
             self._room.remove([slot for slot, _ in orders.close])
         for slot, reason in orders.close:
             self._close_slot(slot, reason)
+        self._ping(orders.check)
         for slot in orders.open:
             self._open(slot)
-        if orders.wake_at < self._wake_at:
+        if orders.has_outage_lasted:
+            self._tell_outage()
+        wake_at = min(orders.wake_at, self._tell_leaks(now))
+        if wake_at < self._wake_at:
             self._bell.set()
-        self._wake_at = orders.wake_at
-        return orders.wake_at
+        self._wake_at = wake_at
+        return wake_at
+
+    def _ping(self, slots: list[Slot]) -> None:
+        """Check slots that the ledger holds for it, all together."""
+        if slots:
+            self._room.remove(slots)
+        for slot in slots:
+            self._prepare(slot, self._check, is_checked=True)
+
+    def _tell_outage(self) -> None:
+        log.warning(
+            "%s: no connection to %s for %g s: %s",
+            *(self._name, self._connector.endpoint, self._config.reconnect_timeout, _describe(self._last_failure)),
+        )
+        if self._config.on_reconnect_failed is not None:
+            self._spawn("on_reconnect_failed", _call_back(self._config.on_reconnect_failed, self), self._called_back)
+
+    def _called_back(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: on_reconnect_failed raised", self._name, exc_info=error)
+
+    def _tell_leaks(self, now: float) -> float:
+        """Log who holds a lease for too long. Returns when to look again."""
+        threshold = self._config.leak_threshold
+        if threshold is None:
+            return NEVER
+        for holder in self._holders.leaks(now, threshold):
+            log.warning(
+                "%s: a lease is held by %s; it is now in\n%s", self._name, holder.describe(now), holder.stack_now()
+            )
+        return self._holders.next_leak(threshold)
 
     def _spawn(
         self, purpose: str, work: Coroutine[Any, Any, Any], done: Callable[[asyncio.Task[Any]], None]
@@ -676,6 +837,14 @@ class AsyncConnectionPool:
         return self._connector.connect_timeout if timeout is None else timeout
 
     # ---- what the pool tells
+
+    @staticmethod
+    async def check_connection(connection: Any) -> None:
+        """A ready-made ``check``: ask the server who it is, and raise unless it is still the one that it was at first.
+
+        One round trip. If cancelled, the connection remains usable.
+        """
+        await connection.check()
 
     @property
     def name(self) -> str:
@@ -747,6 +916,11 @@ class AsyncConnectionPool:
     def _unusable(self, call: str) -> PoolException:
         """Why a call cannot be served in the pool's present state."""
         state = self._ledger.state
+        if self._is_inherited:
+            return PoolException(
+                f"{self._name}: {call} on a pool that was inherited over fork(); its connections belong to the parent. "
+                "Open a pool after the fork, in each process"
+            )
         if state is LedgerState.OPENING:
             return PoolClosed(f"{self._name}: {call} while init_pool() is still opening the pool; await that first")
         if state is LedgerState.CLOSING:
@@ -782,10 +956,11 @@ class LeaseContext:
 
     async def __aenter__(self) -> Lease:
         pool = self._pool
+        caller = sys._getframe(1)
         if self._looped_mode:
-            lease = await pool._acquire_feed(self._timeout)
+            lease = await pool._acquire_feed(self._timeout, caller)
         else:
-            lease = pool._acquire_nowait() or await pool._wait_in_line(self._timeout)
+            lease = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
         self._lease = lease
         return lease
 
@@ -816,6 +991,12 @@ async def _open(connector: Connector, configure: Hook | None, timeout: float) ->
 async def _call(hook: Hook, connection: Any, timeout: float) -> None:
     async with asyncio.timeout(timeout):
         await hook(connection)
+
+
+async def _call_back(callback: Callable[[Any], object], pool: AsyncConnectionPool) -> None:
+    result = callback(pool)
+    if isinstance(result, Awaitable):
+        await result
 
 
 async def _wait_streams(connector: Connector, connection: Any, grace: float) -> None:
@@ -861,7 +1042,9 @@ def _abandon(connector: Connector, connections: Iterable[Any], housekeeper: asyn
         housekeeper.cancel()
 
 
-def _connector(arguments: Mapping[str, Any] | Connector, connect_timeout: float | None) -> Connector:
+def _connector(
+    arguments: Mapping[str, Any] | Callable[[], Any] | Connector, connect_timeout: float | None
+) -> Connector:
     """The one place where ``connect()`` arguments become a connector."""
     if isinstance(arguments, Mapping):
         if connect_timeout is not None:
@@ -869,8 +1052,10 @@ def _connector(arguments: Mapping[str, Any] | Connector, connect_timeout: float 
         return RethinkDBConnector(**arguments)
     if isinstance(arguments, Connector):
         return arguments
+    if callable(arguments):
+        return RotatingConnector(arguments, connect_timeout)
     raise TypeError(
-        "rethinkdb_connection_kwargs must be a mapping of r.connect() arguments or a Connector, not "
+        "rethinkdb_connection_kwargs must be a mapping of r.connect() arguments, a callable or a Connector, not "
         f"{type(arguments).__name__}"
     )
 

@@ -50,6 +50,15 @@ class PoolConfig:
     check_timeout: float = 5
     """How long the ``check`` and the ``reset`` of one connection may take before it is discarded."""
 
+    check_idle: float | None = 60
+    """How long a connection may be unused before it is checked ahead of its next lease. 0 or None: never."""
+
+    ping_interval: float = 0
+    """How often housekeeping checks each idle connection. 0: never."""
+
+    reconnect_timeout: float | None = 300
+    """How long an outage may last before ``on_reconnect_failed`` is called, once; the pool goes on trying."""
+
     cursor_grace: float = 60
     """How long cursors may go on reading from a connection that is to be closed."""
 
@@ -68,6 +77,15 @@ class PoolConfig:
     reset: Hook | None = None
     """Called with a connection after each release."""
 
+    on_reconnect_failed: Callable[[Any], object] | None = None
+    """Called with the pool, in a task of its own, when ``reconnect_timeout`` is over. May be async."""
+
+    leak_threshold: float | None = None
+    """How long a lease may be held before that is logged, once, with its holder's stack. None: for ever."""
+
+    debug: bool = False
+    """Keep the stack of every acquire, and raise ``PoolDeadlock`` at once instead of logging it. Slower."""
+
     name: str | None = None
     """Shown in repr, logs, errors and metrics. None: ``pool-1``, ``pool-2``, …"""
 
@@ -84,10 +102,16 @@ class PoolConfig:
         self._check_seconds("close_timeout")
         self._check_seconds("check_timeout", positive=True)
         self._check_seconds("cursor_grace")
-        for option in ("configure", "check", "reset"):
+        self._check_seconds("ping_interval")
+        for option in ("check_idle", "reconnect_timeout", "leak_threshold"):
+            self._check_seconds(option, optional=True)
+        if not isinstance(self.debug, bool):
+            raise TypeError(f"debug must be a bool, not {self.debug!r}")
+        for option in ("configure", "check", "reset", "on_reconnect_failed"):
             hook = getattr(self, option)
             if hook is not None and not callable(hook):
-                raise TypeError(f"{option} must be an async callable or None, not {hook!r}")
+                kind = "a callable" if option == "on_reconnect_failed" else "an async callable"
+                raise TypeError(f"{option} must be {kind} or None, not {hook!r}")
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"name must be a str or None, not {self.name!r}")
 

@@ -15,6 +15,10 @@ class PoolTimeout(PoolException, TimeoutError):
     """No connection became free within the time that the caller was ready to wait."""
 
 
+class PoolDeadlock(PoolTimeout):
+    """Every lease is held by a task that itself waits for one. Raised with ``debug=True`` only, at once."""
+
+
 class PoolClosed(PoolException):
     """The pool is not open: not opened yet, closing or closed."""
 

@@ -22,6 +22,9 @@ class Owner(Protocol):
     def name(self) -> str:
         """The pool's name."""
 
+    def _lease_collected(self, slot: Slot) -> None:
+        """A lease was collected without release. Called in any thread."""
+
 
 class Lease:
     """A connection in the hands of one user. It passes for the driver's connection wherever that is expected.
@@ -95,6 +98,10 @@ class Lease:
 
     def _dead(self, use: str) -> LeaseError:
         return LeaseError(f"{self._pool.name}: {use} on a lease that was released before; acquire a new one")
+
+    def __del__(self) -> None:
+        if self._connection is not None:
+            self._pool._lease_collected(self._slot)
 
     @property
     def _was_ended_by_pool(self) -> bool:

@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-__all__ = ["PoolStats"]
+__all__ = ["CloseReport", "PoolStats"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloseReport:
+    """How a pool was closed."""
+
+    leases_waited_for: int
+    """Leases that were out when the closing began."""
+    leases_aborted: int
+    """Those of them that did not come home in time."""
+    feeds_ended: int
+    """Feeds that were ended."""
+    seconds: float
+    """How long it took, from the first ``close()`` on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,19 +18,21 @@ OWN: dict[str, set[str]] = {
     "_backoff": NOTHING,
     "_ledger": {"errors", "config", "stats", "_backoff"},
     "_waiting_room": NOTHING,
+    "_holders": NOTHING,
     "lease": {"errors", "_ledger"},
     "connectors": NOTHING,
     "connectors._frames": NOTHING,
     "connectors.rethinkdb": {"errors", "connectors._frames"},
     "async_pool": {
-        *("_ledger", "_waiting_room", "config", "connectors", "connectors.rethinkdb", "errors", "lease", "stats"),
+        *("_holders", "_ledger", "_waiting_room", "config", "connectors", "connectors.rethinkdb", "errors", "lease"),
+        "stats",
     },
     "": {"async_pool", "connectors", "connectors.rethinkdb", "errors", "lease", "stats"},
 }
 VENDORS: dict[str, set[str]] = {"connectors.rethinkdb": {"rethinkdb"}, "testing.pytest_plugin": {"pytest"}}
 FORBIDDEN: dict[str, set[str]] = {
-    **dict.fromkeys(("errors", "config", "stats", "_backoff"), {"asyncio", "time", "random", "logging", "threading"}),
-    "_ledger": {"asyncio", "threading", "time", "random", "logging"},
+    module: {"asyncio", "threading", "time", "random", "logging"}
+    for module in ("errors", "config", "stats", "_backoff", "_ledger", "_holders")
 }
 ALL = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path

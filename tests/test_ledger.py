@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from async_repool._backoff import LIFETIME_JITTER, LONGEST_DELAY, Backoff, expiry
-from async_repool._ledger import CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
+from async_repool._ledger import CHECK, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
 from async_repool.config import PoolConfig
 
 numbers = itertools.count()
@@ -24,7 +24,7 @@ def connection() -> str:
 
 
 def ledger_of(random: float = 0.0, **options: Any) -> Ledger:
-    ledger = Ledger(PoolConfig(**options), lambda: random)
+    ledger = Ledger(PoolConfig(**{"check_idle": None, **options}), lambda: random)
     ledger.open()
     return ledger
 
@@ -131,7 +131,7 @@ def test_a_slot_that_is_checked_counts_as_connecting(passes: bool) -> None:
         assert ledger.prepared(slots[0], 1, is_open=True) is None
         assert ledger.idle == 2
     else:
-        assert ledger.unfit(slots[0], 1) is CloseReason.UNFIT
+        assert ledger.unfit(slots[0], 1, is_open=True) is CloseReason.UNFIT
         assert ledger.closing == 1
     ledger.check()
 
@@ -308,7 +308,7 @@ def test_a_server_that_hangs_up_on_every_new_connection_is_called_at_growing_int
         ledger.opened(slot, connection(), now)
         if how == "fails its check":
             ledger.hold(slot, now)
-            ledger.unfit(slot, now)
+            ledger.unfit(slot, now, is_open=True)
         elif how == "is lost":
             ledger.lost(slot, now)
         else:
@@ -359,6 +359,74 @@ def test_full_jitter_draws_each_pause_from_zero_up() -> None:
     backoff.succeeded()
     backoff.failed(0)
     assert backoff.retry_at == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(("timeout", "expected"), [(300, [300.0]), (None, [])])
+def test_an_outage_that_has_lasted_reconnect_timeout_is_told_once(timeout: float | None, expected: list[float]) -> None:
+    ledger = Ledger(PoolConfig(pool_size=1, reconnect_timeout=timeout), lambda: 1.0)
+    ledger.open()
+    ledger.opened_all()
+    now, told = 0.0, []
+    while now < 1000:
+        orders = ledger.tend(now, 0)
+        if orders.has_outage_lasted:
+            told.append(now)
+        for slot in orders.open:
+            ledger.open_failed(slot, now)
+            orders = ledger.tend(now, 0)
+        now = orders.wake_at
+    assert told == expected
+
+
+# ---- checks
+
+
+def test_a_connection_that_was_not_used_for_check_idle_is_checked_before_its_lease() -> None:
+    ledger, (slot,) = opened(pool_size=1, check_idle=60)
+    assert ledger.lease(slot, 59, is_open=True) is None
+    ledger.release(slot, 59, is_open=True)
+    assert ledger.lease(slot, 119, is_open=True) is CHECK
+    assert (ledger.idle, ledger.connecting) == (0, 1)
+    assert ledger.prepared(slot, 120, is_open=True) is None
+    assert ledger.lease(slot, 120, is_open=True) is None
+
+
+@pytest.mark.parametrize("never", [0, None])
+def test_check_idle_of_zero_or_none_means_never(never: int | None) -> None:
+    ledger, (slot,) = opened(pool_size=1, check_idle=never, connection_ttl=0)
+    assert ledger.lease(slot, 1e9, is_open=True) is None
+
+
+def test_idle_connections_are_pinged_every_ping_interval() -> None:
+    ledger, slots = opened(pool_size=2, ping_interval=30)
+    assert ledger.tend(0, 0).wake_at == 30
+    ledger.lease(slots[0], 10, is_open=True)
+    ledger.release(slots[0], 20, is_open=True)
+    orders = ledger.tend(30, 0)
+    assert (orders.check, orders.wake_at) == ([slots[1]], 50)
+    ledger.prepared(slots[1], 31, is_open=True)
+    assert ledger.tend(31, 0).wake_at == 50
+
+
+def test_pings_do_not_keep_surplus_connections_open() -> None:
+    ledger, _ = grown_to(3, min_size=1, max_idle=100, ping_interval=30, connection_ttl=0)
+    closed = 0
+    for now in range(0, 200, 5):
+        orders = ledger.tend(now, 0)
+        for slot in orders.check:
+            ledger.prepared(slot, now, is_open=True)
+        for slot, reason in orders.close:
+            ledger.closed(slot, reason)
+            closed += 1
+    assert closed == 2
+
+
+def test_when_one_connection_dies_its_idle_siblings_are_checked_together() -> None:
+    ledger, slots = opened(pool_size=4)
+    ledger.lease(slots[0], 0, is_open=True)
+    ledger.lost(slots[1], 0)
+    assert ledger.suspect(0) == slots[2:]
+    assert (ledger.idle, ledger.connecting, ledger.leased) == (0, 2, 1)
 
 
 # ---- the lane
@@ -424,12 +492,12 @@ class RandomLedger(RuleBasedStateMachine):
         min_size=st.integers(0, 5),
         ttl=st.sampled_from([0, 5, 50]),
         max_idle=st.sampled_from([None, 0, 7]),
+        ping_interval=st.sampled_from([0, 3]),
+        check_idle=st.sampled_from([0, 4]),
         random=st.floats(0, 1),
     )
-    def start(self, max_size: int, min_size: int, ttl: float, max_idle: float | None, random: float) -> None:
-        self.config = PoolConfig(
-            pool_size=max_size, min_size=min(min_size, max_size), connection_ttl=ttl, max_idle=max_idle
-        )
+    def start(self, max_size: int, min_size: int, ttl: float, random: float, **options: Any) -> None:
+        self.config = PoolConfig(pool_size=max_size, min_size=min(min_size, max_size), connection_ttl=ttl, **options)
         self.ledger = Ledger(self.config, lambda: random)
         self.now = 0.0
         self.waiting = 0
@@ -439,8 +507,8 @@ class RandomLedger(RuleBasedStateMachine):
     def open_again(self) -> None:
         self.ledger.open()
         self.carry_out()
-        while slots := self.in_state(SlotState.CONNECTING):
-            self.come_home(slots[0], self.ledger.opened(slots[0], connection(), self.now))
+        for slot in self.in_state(SlotState.CONNECTING):
+            self.come_home(slot, self.ledger.opened(slot, connection(), self.now))
         self.ledger.opened_all()
 
     def in_state(self, *states: SlotState) -> list[Slot]:
@@ -454,8 +522,7 @@ class RandomLedger(RuleBasedStateMachine):
         """What the shell does: serve who waits, or keep it idle."""
         if reason is None:
             if self.waiting:
-                reason = self.ledger.lease(slot, self.now, is_open=True)
-                self.waiting -= reason is None
+                self.waiting -= self.ledger.lease(slot, self.now, is_open=True) is None
             else:
                 self.idle.append(slot)
         self.carry_out()
@@ -463,8 +530,9 @@ class RandomLedger(RuleBasedStateMachine):
     def carry_out(self) -> None:
         before = self.ledger.connecting
         orders = self.ledger.tend(self.now, self.waiting)
-        for slot, _ in orders.close:
+        for slot in (*(slot for slot, _ in orders.close), *orders.check):
             self.idle.remove(slot)
+        before += len(orders.check)
         if before + len(orders.open) > max(self.waiting, self.ledger.min_size) and orders.open:
             raise AssertionError("more openings than callers to serve and connections to keep")
         assert all(slot.state is SlotState.CONNECTING for slot in orders.open)
@@ -481,10 +549,11 @@ class RandomLedger(RuleBasedStateMachine):
         while self.idle and not self.waiting:
             slot = self.idle.pop(0)
             expired = slot.expires_at <= self.now
-            reason = self.ledger.lease(slot, self.now, is_open=True)
-            assert (reason is CloseReason.EXPIRED) is expired
-            if reason is None:
+            order = self.ledger.lease(slot, self.now, is_open=True)
+            assert (order is CloseReason.EXPIRED) is expired
+            if order is None:
                 return
+            assert order in (CHECK, CloseReason.EXPIRED)
         self.waiting += 1
         self.carry_out()
 
@@ -525,7 +594,7 @@ class RandomLedger(RuleBasedStateMachine):
         if passes:
             self.come_home(slot, self.ledger.prepared(slot, self.now, is_open=True))
         else:
-            self.come_home(slot, self.ledger.unfit(slot, self.now))
+            self.come_home(slot, self.ledger.unfit(slot, self.now, is_open=True))
 
     @rule(data=st.data())
     def closed(self, data: st.DataObject) -> None:
@@ -543,6 +612,8 @@ class RandomLedger(RuleBasedStateMachine):
     def idle_one_dies(self) -> None:
         if self.idle:
             self.ledger.lost(self.idle.pop(0), self.now)
+            assert sorted(self.idle, key=id) == sorted(self.ledger.suspect(self.now), key=id)
+            self.idle.clear()
 
     @rule(data=st.data())
     def feed_begins(self, data: st.DataObject) -> None:

@@ -480,11 +480,14 @@ async def test_noreply_queries_are_counted_until_they_are_waited_for(link: Link)
     assert link.connection.pending_noreply == 1, "the fourth was sent after both waits"
 
 
-async def test_a_noreply_query_that_would_be_refused_is_not_sent(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The server answers it in spite of noreply, and nobody could tell to what.
+@pytest.mark.parametrize("noreply", [False, True])
+async def test_a_query_longer_than_the_server_takes_is_not_sent(
+    link: Link, noreply: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server ends the connection over it, which others share.
     monkeypatch.setattr(module, "MAX_QUERY_BYTES", 100)
     with pytest.raises(ReqlDriverError, match=r"Query size \(\d+\) greater than maximum \(100\)"):
-        await R.expr("x" * 100).run(link.connection, noreply=True)
+        await R.expr("x" * 100).run(link.connection, noreply=noreply)
     await link.works()
 
 

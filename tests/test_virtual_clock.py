@@ -44,6 +44,16 @@ def test_a_month_passes_in_no_time():
     assert time.monotonic() - began < 5
 
 
+def test_ten_years_pass_too():
+    async def scenario() -> float:
+        await asyncio.sleep(86_400 * 3650)
+        async with asyncio.timeout(1):
+            await asyncio.sleep(0.5)
+        return asyncio.get_running_loop().time()
+
+    assert run(scenario()) == pytest.approx(86_400 * 3650 + 0.5)
+
+
 def test_the_clock_starts_where_it_is_told_to():
     async def now():
         return loop_time()

@@ -37,8 +37,7 @@ class Connector(Protocol):
         """
 
     def is_open(self, connection: Any, /) -> bool:
-        """Whether the connection is usable as far as is known without asking the peer. Cheap; called on every acquire.
-        """
+        """Whether the connection is usable, as far as is known without asking. Cheap; called on every acquire."""
 
     def on_lost(self, connection: Any, callback: Callable[[], None], /) -> None:
         """Call ``callback`` once, from the event loop, when the connection is found to have died.

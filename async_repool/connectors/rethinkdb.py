@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -67,7 +68,8 @@ KEEPALIVE_OPTIONS = (
 """How soon a peer that vanished without a word is noticed, where the platform has the option."""
 
 MAX_QUERY_BYTES = 134_217_727
-"""Longest query that the server takes. It refuses a longer one with an answer, even if it was sent as ``noreply``."""
+"""Longest query that the server takes. After refusing a longer one it ends the connection, and with it the queries of
+everybody else, so such a query is refused here in the server's words."""
 
 FLUSH_BYTES = 65_536
 """With so much to write, the end of the loop's turn is not waited for. It is the transport's own high-water mark, so
@@ -459,9 +461,8 @@ class _Wire(asyncio.Protocol):
         if self._reason is not None:
             raise self.closed_error()
         payload = self._parent._encode(query)
-        if noreply and len(payload) > MAX_QUERY_BYTES + HEADER_BYTES:
-            # The server would answer, on a token that owes no answer.
-            size = len(payload) - HEADER_BYTES
+        size = len(payload) - HEADER_BYTES
+        if size > MAX_QUERY_BYTES:
             raise ReqlDriverError(f"Query size ({size}) greater than maximum ({MAX_QUERY_BYTES}).")
         request = _Request(query, payload, self._loop.create_future(), noreply)
         del payload
@@ -897,6 +898,7 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
             certificates = ssl["ca_certs"] if ssl else None
             dialer = _Dialer(host, self.port, user, passwords, certificates, self._json_encoder, self._json_decoder)
         self._dialer = dialer
+        self._server_id: str | None = None  # as the first check() found it
         self._instance: _Wire | None = None
 
     @property
@@ -940,6 +942,19 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         wire = self._instance
         if wire is not None:
             await wire.wait_until(lambda: not wire.in_flight and not wire.open_cursors)
+
+    async def check(self) -> None:
+        """Ask the server who it is; raise :class:`ReqlDriverError` unless it is still the one that the first check
+        found.
+
+        Waits for ever, if the server is frozen. If cancelled, the connection remains usable.
+        """
+        server_id = (await self.server())["id"]
+        if self._server_id not in (None, server_id):
+            raise ReqlDriverError(
+                f"the server at {self.endpoint} is another one now: {server_id}, not {self._server_id}"
+            )
+        self._server_id = server_id
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once, from the event loop, when the connection dies other than by close or abort."""
@@ -1146,7 +1161,7 @@ class RethinkDBConnector:
 
     async def check(self, connection: RethinkDBConnection, /) -> None:
         """Ask the server who it is. For ever, if it is frozen. If cancelled, the connection remains usable."""
-        await connection.server()
+        await connection.check()
 
     async def close(self, connection: RethinkDBConnection, /) -> None:
         """Wait for ``noreply`` writes, if there are any, and end the connection. If cancelled, it is aborted."""
@@ -1159,6 +1174,53 @@ class RethinkDBConnector:
     def __repr__(self) -> str:
         security = " with TLS" if self._ssl else ""
         return f"<{type(self).__name__} {self._user}@{self.endpoint}{security}>"
+
+
+class RotatingConnector(RethinkDBConnector):
+    """A connector that asks for its arguments at every opening, for secrets that change.
+
+    :param ask: called without arguments; returns a mapping of those of :class:`RethinkDBConnector`, or an awaitable of
+        one. What it raises, the opening raises.
+    :param timeout: seconds for the whole of :meth:`connect`, whatever the arguments say; None: what they say.
+    """
+
+    def __init__(self, ask: Callable[[], Any], timeout: float | None) -> None:
+        self._ask = ask
+        self._own_timeout = timeout
+        self._arguments: dict[str, Any] | None = None
+        self._current: RethinkDBConnector | None = None  # kept as long as the arguments stay the same
+
+    @property
+    def endpoint(self) -> str:
+        """``"host:port"``, as it was last time."""
+        return "a server that was not asked for yet" if self._current is None else self._current.endpoint
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds that :meth:`connect` may take, as it was last time."""
+        if self._own_timeout is not None:
+            return self._own_timeout
+        return DEFAULT_TIMEOUT if self._current is None else self._current.connect_timeout
+
+    async def connect(self) -> RethinkDBConnection:
+        """Ask for the arguments, then as :meth:`RethinkDBConnector.connect`. If cancelled, leaves nothing behind."""
+        arguments = self._ask()
+        if inspect.isawaitable(arguments):
+            arguments = await arguments
+        if not isinstance(arguments, Mapping):
+            raise TypeError(
+                "the callable that was given for the connect() arguments must return a mapping of them, not "
+                f"{type(arguments).__name__}"
+            )
+        arguments = dict(arguments)
+        if self._own_timeout is not None:
+            arguments["timeout"] = self._own_timeout
+        if self._current is None or arguments != self._arguments:
+            self._current, self._arguments = RethinkDBConnector(**arguments), arguments
+        return await self._current.connect()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.endpoint}>"
 
 
 def _from_url(url: object) -> dict[str, Any]:

@@ -326,7 +326,8 @@ class Endpoint:
                 self.loop.remove_reader(sock)
 
     def _bind(self) -> None:
-        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        # With the protocol named, asyncio sets TCP_NODELAY on what is accepted.
+        sock = socket.socket(self._family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -41,7 +41,8 @@ _MAX_STEPS = 500_000
 # asyncio runs timers up to one clock resolution early. A callback that finds its deadline not quite reached, and asks
 # for the rest of the time, would then be called again at the same instant for ever, since this clock moves only when
 # nothing is ready. So no timer is closer than this; there is no other rounding.
-_SHORTEST_WAIT_SECONDS = max(1e-6, 2 * time.get_clock_info("monotonic").resolution)
+_RESOLUTION_SECONDS = time.get_clock_info("monotonic").resolution
+_SHORTEST_WAIT_SECONDS = max(1e-6, 2 * _RESOLUTION_SECONDS)
 
 # Turns of the loop in which a task that only has to finish, such as one just cancelled, may do so before it counts as
 # left over.
@@ -175,6 +176,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
             self._known_moments.discard(heapq.heappop(self._moments))
         if self._moments and self._moments[0] <= target + tolerance:
             target = self._moments[0]
+        if target + _RESOLUTION_SECONDS == target:
+            # After months a float is too coarse for asyncio, which runs what is due before now plus the resolution.
+            target = math.nextafter(target, math.inf)
         self._now = max(self._now, target)
 
     # ------------------------------------------------------------------ steps
