@@ -1,13 +1,13 @@
 """Who holds the leases: which task, since when, acquired where; and whether all of them wait for each other.
 
-For errors and warnings only: no rule of the pool depends on it. Tasks are opaque here, and so are slots; it knows
-nothing of sizes, event loops or clocks.
+For errors and warnings only: no rule of the pool depends on it. Tasks are opaque here; it knows nothing of slots,
+sizes, event loops or clocks.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any, Final
 from weakref import ref
@@ -17,17 +17,32 @@ MOST_NAMED: Final = 10
 
 
 class Holder:
-    """One lease that is out. Holds its task weakly, and no frame: both would keep alive what they refer to."""
+    """Who holds one lease. Made once for each slot and written anew at each lease, since every acquire pays for it.
 
-    __slots__ = ("_code", "_line", "_stack", "_task", "is_told", "since")
+    Holds the task weakly, and no frame: both would keep alive what they refer to.
+    """
 
-    def __init__(self, task: Any, since: float, caller: FrameType, keep_stack: bool) -> None:
+    __slots__ = ("_code", "_instruction", "_stack", "_task", "since", "told_of")
+
+    _code: CodeType
+    _instruction: int
+    _task: ref[Any] | None
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.told_of = -1.0  # since when it had held the lease that was told of as held for long
+        self._stack: traceback.StackSummary | None = None
+
+    def begin(self, task: Any, now: float, caller: FrameType) -> None:
+        """A lease begins: of this task, from now on, acquired where ``caller`` is now."""
         self._task = None if task is None else ref(task)
-        self.since = since
-        self._code: CodeType = caller.f_code
-        self._line = caller.f_lineno
-        self._stack = traceback.extract_stack(caller) if keep_stack else None
-        self.is_told = False  # that it holds its lease for long
+        self.since = now
+        self._code = caller.f_code
+        self._instruction = caller.f_lasti  # the line is looked up when it is asked for
+
+    def keep_stack(self, caller: FrameType) -> None:
+        """Keep the stack of the acquire too."""
+        self._stack = traceback.extract_stack(caller)
 
     @property
     def task(self) -> Any:
@@ -37,7 +52,9 @@ class Holder:
     @property
     def where(self) -> str:
         """``file:line in function`` of the acquire."""
-        return f"{self._code.co_filename}:{self._line} in {self._code.co_name}"
+        code = self._code
+        lines = (line for start, end, line in code.co_lines() if start <= self._instruction < end and line is not None)
+        return f"{code.co_filename}:{next(lines, code.co_firstlineno)} in {code.co_name}"
 
     def describe(self, now: float) -> str:
         """One line; with the stack of the acquire below it, where that was kept."""
@@ -60,58 +77,58 @@ class Holder:
         return "\n".join(lines) or "its task has ended"
 
 
-class Holders:
-    """The leases that are out, and the tasks that wait for one."""
+class WaitingTasks:
+    """The tasks that wait for a lease."""
 
     def __init__(self) -> None:
-        self._holders: dict[Hashable, Holder] = {}
-        self._waiting: dict[Any, int] = {}
+        self._times: dict[Any, int] = {}
 
-    def hold(self, slot: Hashable, holder: Holder) -> None:
-        """A slot was leased."""
-        self._holders[slot] = holder
+    def add(self, task: Any) -> None:
+        """A task waits."""
+        self._times[task] = self._times.get(task, 0) + 1
 
-    def release(self, slot: Hashable) -> Holder | None:
-        """A lease has ended."""
-        return self._holders.pop(slot, None)
-
-    def wait(self, task: Any) -> None:
-        """A task waits for a lease."""
-        self._waiting[task] = self._waiting.get(task, 0) + 1
-
-    def wait_no_more(self, task: Any) -> None:
+    def remove(self, task: Any) -> None:
         """It waits no more, whatever the reason."""
-        if self._waiting[task] == 1:
-            del self._waiting[task]
+        if self._times[task] == 1:
+            del self._times[task]
         else:
-            self._waiting[task] -= 1
+            self._times[task] -= 1
 
-    def is_deadlock(self) -> bool:
-        """Whether there are leases, and each is held by a task that itself waits for one.
+    def __contains__(self, task: object) -> bool:
+        return task in self._times
 
-        To be asked where no slot is left but the leased ones. A lease that was handed to another task counts for the
-        task that acquired it, so this may be true though all is well.
-        """
-        return bool(self._holders) and all(holder.task in self._waiting for holder in self._holders.values())
 
-    def describe(self, now: float) -> str:
-        """Who holds the leases, the eldest first; empty where nobody does."""
-        eldest = sorted(self._holders.values(), key=lambda holder: holder.since)
-        lines = [holder.describe(now) for holder in eldest[:MOST_NAMED]]
-        if len(eldest) > MOST_NAMED:
-            lines.append(f"and {len(eldest) - MOST_NAMED} more")
-        return "".join(f"\n  {line}" for line in lines)
+def is_deadlock(holders: Iterable[Holder], waiting: WaitingTasks) -> bool:
+    """Whether there are leases, and each is held by a task that itself waits for one.
 
-    def leaks(self, now: float, threshold: float) -> Iterable[Holder]:
-        """Those that hold a lease for ``threshold`` seconds and were not told of before."""
-        for holder in self:
-            if not holder.is_told and holder.since + threshold <= now:
-                holder.is_told = True
-                yield holder
+    To be asked where no slot is left but the leased ones. A lease that was handed to another task counts for the task
+    that acquired it, so this may be true though all is well.
+    """
+    is_held = False
+    for holder in holders:
+        if holder.task not in waiting:
+            return False
+        is_held = True
+    return is_held
 
-    def next_leak(self, threshold: float) -> float:
-        """When there may be more of them."""
-        return min((holder.since + threshold for holder in self if not holder.is_told), default=float("inf"))
 
-    def __iter__(self) -> Iterator[Holder]:
-        return iter(self._holders.values())
+def describe(holders: Iterable[Holder], now: float) -> str:
+    """Who holds the leases, the eldest first, each on a line of its own; empty where nobody does."""
+    eldest = sorted(holders, key=lambda holder: holder.since)
+    lines = [holder.describe(now) for holder in eldest[:MOST_NAMED]]
+    if len(eldest) > MOST_NAMED:
+        lines.append(f"and {len(eldest) - MOST_NAMED} more")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def leaks(holders: Iterable[Holder], now: float, threshold: float) -> Iterator[Holder]:
+    """Those that hold a lease for ``threshold`` seconds and were not told of before."""
+    for holder in holders:
+        if holder.told_of != holder.since and holder.since + threshold <= now:
+            holder.told_of = holder.since
+            yield holder
+
+
+def next_leak(holders: Iterable[Holder], threshold: float) -> float:
+    """When there may be more of them."""
+    return min((holder.since + threshold for holder in holders if holder.told_of != holder.since), default=float("inf"))

@@ -11,8 +11,10 @@ Every method is one step: it leaves all invariants intact (:meth:`Ledger.check` 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from itertools import chain
 from typing import Any, Final
 
 from ._backoff import Backoff, Random, expiry
@@ -92,13 +94,14 @@ class Slot:
     """The pool's place for one connection. Read by all, written by the ledger alone."""
 
     __slots__ = (
-        *("connection", "doomed", "expires_at", "fresh_until", "idle_since", "is_probe", "is_proven"),
-        *("is_pinged", "opened_at", "state"),
+        *("connection", "doomed", "expires_at", "fresh_until", "holder", "idle_since", "is_probe"),
+        *("is_pinged", "is_proven", "opened_at", "state"),
     )
 
     def __init__(self) -> None:
         self.state = EMPTY
         self.connection: Any = None
+        self.holder: Any = None  # the shell's note of who holds the lease
         self.opened_at = 0.0
         self.expires_at = NEVER
         self.idle_since = 0.0
@@ -179,10 +182,19 @@ class Ledger:
         """Connections that wait for their last cursor to end."""
         return len(self.lane) - self.feeds
 
+    def leased_slots(self) -> Iterator[Slot]:
+        """Those that are in somebody's hands, those of feeds too."""
+        return (slot for slot in chain(self.slots, self.lane) if slot.state is LEASED or slot.state is FEED)
+
     @property
     def leases(self) -> int:
         """Leases that are out, those of feeds too."""
-        return self.leased + sum(slot.state is FEED for slot in self.lane)
+        return sum(1 for _ in self.leased_slots())
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether there is place for one more connection."""
+        return self.size < self.max_size
 
     @property
     def is_leased_out(self) -> bool:
@@ -243,27 +255,22 @@ class Ledger:
         that it must be checked first: it counts as connecting until :meth:`prepared` or :meth:`unfit`.
         """
         order: CloseReason | Check | None = None
-        if not is_open:
-            order = CloseReason.BROKEN
-        elif slot.fresh_until <= now:
-            if slot.expires_at <= now:
-                order = CloseReason.EXPIRED
-            elif not is_checked:
-                order = CHECK
         self.idle -= 1
-        if order is None:
+        if is_open and (now < slot.fresh_until or (is_checked and now < slot.expires_at)):
             slot.state = LEASED
             self.leased += 1
             self.acquired_total += 1
             if not slot.is_proven:
                 self._prove(slot)
-        elif order is CHECK:
+        elif is_open and now < slot.expires_at:
+            order = CHECK
             slot.state = CONNECTING
             self.connecting += 1
         else:
+            order = CloseReason.EXPIRED if is_open else CloseReason.BROKEN
             slot.state = CLOSING
             self.closing += 1
-            if order is CloseReason.BROKEN:
+            if not is_open:
                 self._doubt(slot, now)
         if self._can_shrink:
             self._note_surplus(now)
@@ -272,7 +279,19 @@ class Ledger:
     def release(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         """A leased slot came home. Makes it idle and returns None, or says why its connection must be closed."""
         self.leased -= 1
-        return self._come_home(slot, now, is_open)
+        if is_open and slot.doomed is None:
+            slot.state = IDLE
+            slot.idle_since = now
+            check_at = now + self._check_after
+            slot.fresh_until = check_at if check_at < slot.expires_at else slot.expires_at
+            self.idle += 1
+            if self._can_shrink:
+                self._note_surplus(now)
+            return None
+        slot.state = CLOSING
+        self.closing += 1
+        self._trim_surplus()
+        return slot.doomed or CloseReason.BROKEN
 
     def pass_on(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         """A leased slot was never seen by whom it was meant for. As :meth:`release`, and the lease does not count."""
@@ -322,18 +341,9 @@ class Ledger:
         slot.is_pinged = False
 
     def _come_home(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
-        if slot.doomed is None and is_open:
-            slot.state = IDLE
-            slot.idle_since = now
-            slot.fresh_until = min(slot.expires_at, now + self._check_after)
-            self.idle += 1
-            if self._can_shrink:
-                self._note_surplus(now)
-            return None
-        slot.state = CLOSING
-        self.closing += 1
-        self._trim_surplus()
-        return slot.doomed or CloseReason.BROKEN
+        """A slot comes home from anywhere: as one that was leased until now."""
+        self.leased += 1
+        return self.release(slot, now, is_open)
 
     # ---- connections
 
@@ -468,7 +478,9 @@ class Ledger:
                 wanted = 0
             else:
                 wanted = 1
-        return Orders([self._connect() for _ in range(wanted)], close, check, wake_at, has_outage_lasted)
+        connect = [self._connect() for _ in range(wanted)]
+        self._note_surplus(now)
+        return Orders(connect, close, check, wake_at, has_outage_lasted)
 
     def _wanted(self, waiting: int) -> int:
         """Openings to begin: one for each caller that has none under way, or what min_size needs; at most max."""

@@ -31,13 +31,18 @@ class WaitingRoom(Generic[T]):
         return len(self._line)
 
     @property
-    def empty(self) -> bool:
-        """Whether no slot is idle."""
-        return self._idle.empty()
+    def has_idle(self) -> bool:
+        """Whether a slot is idle."""
+        return not self._idle.empty()
 
     def take_nowait(self) -> T | None:
         """An idle slot, the longest unused one; None if there is none or if somebody waits already."""
-        return None if self._line else self.pop_nowait()
+        if self._line:
+            return None
+        try:
+            return self._idle.get_nowait()
+        except asyncio.QueueEmpty:
+            return None
 
     def pop_nowait(self) -> T | None:
         """An idle slot, the longest unused one, whoever waits: to be given to the oldest of those. None if there is

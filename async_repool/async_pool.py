@@ -15,25 +15,28 @@ import itertools
 import logging
 import os
 import random
-import sys
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from asyncio import current_task, get_running_loop
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from functools import partial
+from sys import _getframe
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, Final
 
-from ._holders import Holder, Holders
+from . import _holders
 from ._ledger import CHECK, NEVER, Check, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
 from ._waiting_room import Ticket, WaitingRoom
 from .config import Hook, PoolConfig, check_seconds
 from .connectors import Connector
 from .connectors.rethinkdb import R, RethinkDBConnector, RotatingConnector
 from .errors import ConnectFailed, LeaseError, PoolClosed, PoolDeadlock, PoolException, PoolTimeout, TooManyWaiters
-from .lease import Lease
+from .lease import Lease, LooseLease
 from .stats import CloseReport, PoolStats
 
 __all__ = ["AsyncConnectionPool", "R"]
+
+LEASED: Final = SlotState.LEASED  # reading a member off its enum class is slow
 
 log = logging.getLogger("async_repool")
 
@@ -168,12 +171,14 @@ class AsyncConnectionPool:
         self._connector = _connector(rethinkdb_connection_kwargs, connect_timeout)
         self._check = self._connector.check if check is None else check
         self._reset = reset
+        self._watches_holders = debug or leak_threshold is not None
         self._name = name or f"pool-{next(_pool_numbers)}"
         self._ledger = Ledger(self._config, random.random)
         self._room: WaitingRoom[Slot] = WaitingRoom()
-        self._holders = Holders()
+        self._waiting_tasks = _holders.WaitingTasks()
         self._deadlock_was_logged = False
         self._loop: asyncio.AbstractEventLoop | None = None  # from init_pool() until everything is closed
+        self._time: Callable[[], float] = _no_time  # of that loop
         self._open_loop: asyncio.AbstractEventLoop | None = None  # the same, while leases may be had
         self._was_open = False
         self._is_inherited = False  # over a fork
@@ -210,6 +215,7 @@ class AsyncConnectionPool:
         if self._ledger.state is not LedgerState.CLOSED:
             raise self._unusable("init_pool()")
         self._loop = loop
+        self._time = loop.time
         _live_pools.add(self)
         self._was_open = False
         self._bell, self._wake_at = asyncio.Event(), NEVER
@@ -309,7 +315,7 @@ class AsyncConnectionPool:
         """
         self._check_open("drain()")
         failures = self._ledger.connect_failures_total
-        slots = self._ledger.drain(self._now())
+        slots = self._ledger.drain(self._time())
         self._room.remove(slots)
         closing = [task for slot in slots if (task := self._close_slot(slot, CloseReason.DRAINED))]
         self._tend()
@@ -325,7 +331,7 @@ class AsyncConnectionPool:
 
     def _begin_close(self) -> None:
         self._open_loop = None
-        slots = self._ledger.close(self._now())
+        slots = self._ledger.close(self._time())
         self._room.remove(slots)
         for slot in slots:
             self._close_slot(slot, CloseReason.POOL_CLOSED)
@@ -333,7 +339,6 @@ class AsyncConnectionPool:
             work = _close(self._connector, slot.connection, self._config.close_timeout)
             self._spawn("close", work, self._closed_apart(slot))
             self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
-            self._holders.release(slot)
             self._closing.feeds_ended += 1
         for task in self._opening:
             task.cancel()
@@ -349,7 +354,6 @@ class AsyncConnectionPool:
         for slot in [slot for slot in self._ledger.slots if slot.state is SlotState.LEASED]:
             self._connector.abort(slot.connection)
             self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
-            self._holders.release(slot)
             self._closing.aborted += 1
         for task in self._reading:
             task.cancel()
@@ -396,8 +400,9 @@ class AsyncConnectionPool:
         :raises PoolClosed: the pool is not open, or was closed meanwhile.
         :raises PoolException: the pool was opened in another event loop.
         """
-        caller = sys._getframe(1)
-        return self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
+        caller = _getframe(1)
+        slot = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
+        return LooseLease(self, slot)
 
     def release(self, lease: Lease) -> Done:
         """Give a lease back, at once. What it returns may be awaited, and is done already.
@@ -420,7 +425,7 @@ class AsyncConnectionPool:
             place,
             until the feed has ended; at most ``max_feed_connections`` do so, or :class:`PoolException` is raised.
         """
-        return LeaseContext(self, looped_mode, timeout)
+        return FeedContext(self, timeout) if looped_mode else LeaseContext(self, timeout)
 
     def release_to_looped(self, lease: Lease) -> Done:
         """Give a lease back whose connection serves a feed: it leaves the pool until the feed has ended.
@@ -436,26 +441,30 @@ class AsyncConnectionPool:
         self._release_feed(slot)
         return DONE
 
-    def _acquire_nowait(self, caller: FrameType) -> Lease | None:
-        """A lease of an idle connection; None if the caller has to wait in line."""
-        loop = asyncio.get_running_loop()
+    def _acquire_nowait(self, caller: FrameType) -> Slot | None:
+        """An idle slot, leased to the task that runs; None if the caller has to wait in line."""
+        loop = get_running_loop()
         if loop is not self._open_loop:
             raise self._unusable("acquire()")
         while (slot := self._room.take_nowait()) is not None:
             now = loop.time()
             order = self._ledger.lease(slot, now, self._connector.is_open(slot.connection))
             if order is None:
-                return self._lease(slot, now, caller)
+                slot.holder.begin(current_task(loop), now, caller)
+                if self._watches_holders:
+                    self._watch_holder(slot.holder, now, caller)
+                return slot
             self._carry_out(slot, order)
             if order is CHECK and self._config.check is not None:
                 return None  # all of them would have to be checked
         return None
 
-    def _lease(self, slot: Slot, now: float, caller: FrameType) -> Lease:
-        self._holders.hold(slot, Holder(asyncio.current_task(self._loop), now, caller, self._config.debug))
+    def _watch_holder(self, holder: _holders.Holder, now: float, caller: FrameType) -> None:
+        """Where ``debug`` or ``leak_threshold`` asks for more than every acquire pays for."""
+        if self._config.debug:
+            holder.keep_stack(caller)
         if self._config.leak_threshold is not None and self._wake_at > now + self._config.leak_threshold:
             self._bell.set()
-        return Lease(self, slot)
 
     def _carry_out(self, slot: Slot, order: CloseReason | Check) -> None:
         """What the ledger ordered instead of a lease."""
@@ -464,7 +473,7 @@ class AsyncConnectionPool:
         else:
             self._close_slot(slot, order)
 
-    async def _wait_in_line(self, timeout: float | None | Unset, caller: FrameType) -> Lease:
+    async def _wait_in_line(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
         if isinstance(timeout, Unset):
             timeout = self._config.acquire_timeout
         else:
@@ -479,9 +488,11 @@ class AsyncConnectionPool:
         began = loop.time()
         task = asyncio.current_task()
         ticket: Ticket[Slot] = self._room.join()
-        self._holders.wait(task)
-        self._serve_line()
-        self._tend()
+        self._waiting_tasks.add(task)
+        if self._room.has_idle:
+            self._serve_line()
+        if self._ledger.can_grow:
+            self._tend()
         try:
             self._look_for_deadlock()
             async with asyncio.timeout(timeout):
@@ -491,7 +502,7 @@ class AsyncConnectionPool:
             # time at that very moment, it passes the slot on.
             unseen = self._room.leave(ticket)
             if unseen is not None:
-                self._come_home(unseen, self._ledger.pass_on(unseen, self._now(), self._is_open(unseen)))
+                self._come_home(unseen, self._ledger.pass_on(unseen, self._time(), self._is_open(unseen)))
             if isinstance(error, asyncio.CancelledError):
                 self._cancelled_total += 1
                 raise
@@ -501,10 +512,13 @@ class AsyncConnectionPool:
             raise explained from explained.__cause__
         finally:
             now = loop.time()
-            self._holders.wait_no_more(task)
+            self._waiting_tasks.remove(task)
             self._waited_total += 1
             self._waited_seconds_total += now - began
-        return self._lease(slot, now, caller)
+        slot.holder.begin(task, now, caller)
+        if self._watches_holders:
+            self._watch_holder(slot.holder, now, caller)
+        return slot
 
     def _serve_line(self) -> None:
         """Nobody waits beside an idle slot: where leases begin with a check, one goes on for each caller in line."""
@@ -514,9 +528,10 @@ class AsyncConnectionPool:
     def _look_for_deadlock(self) -> None:
         if not self._is_deadlock() or (self._deadlock_was_logged and not self._config.debug):
             return
+        held = _holders.describe(self._holders(), self._time())
         what = (
             f"{self._name}: deadlock: each of the {self._ledger.leased} leases is held by a task that itself waits for "
-            f"one.{self._holders.describe(self._now())}\nAcquire one lease at a time in a task, or raise pool_size"
+            f"one.{held}\nAcquire one lease at a time in a task, or raise pool_size"
         )
         if self._config.debug:
             raise PoolDeadlock(what)
@@ -524,7 +539,11 @@ class AsyncConnectionPool:
         log.warning("%s", what)
 
     def _is_deadlock(self) -> bool:
-        return self._ledger.is_leased_out and self._holders.is_deadlock()
+        return self._ledger.is_leased_out and _holders.is_deadlock(self._holders(), self._waiting_tasks)
+
+    def _holders(self) -> Iterator[_holders.Holder]:
+        """Of the leases that are out."""
+        return (slot.holder for slot in self._ledger.leased_slots())
 
     def _explain(self, error: BaseException, now: float, began: float) -> BaseException:
         """What a caller is told whose wait ended in ``error``."""
@@ -536,7 +555,7 @@ class AsyncConnectionPool:
                 advice = "Release leases sooner, or raise pool_size"
                 if self._is_deadlock():
                     advice = "It is a deadlock: each is held by a task that itself waits for one"
-                held = self._holders.describe(now)
+                held = _holders.describe(self._holders(), now)
                 explained = PoolTimeout(f"{asked} ({self._situation()}). {advice}.{held and ' Leased to:'}{held}")
                 explained.__cause__ = None
                 return explained
@@ -551,28 +570,28 @@ class AsyncConnectionPool:
         return error
 
     def _end(self, lease: Lease, call: str) -> Slot:
-        if type(lease) is not Lease:
+        if not isinstance(lease, Lease):
             raise LeaseError(f"{self._name}: {call} takes a lease that this pool's acquire() gave, not {lease!r}")
         try:
-            loop = asyncio.get_running_loop()
+            loop = get_running_loop()
         except RuntimeError:
             loop = None
         if loop is not self._loop and not lease._was_ended_by_pool:
             raise self._unusable(call)
-        slot = lease._end(self)
-        self._holders.release(slot)
-        return slot
+        return lease._end(self)
 
     def _give_back(self, slot: Slot) -> None:
         """A lease has ended: its slot comes home."""
-        ledger = self._ledger
-        if slot.state is not SlotState.LEASED:
+        if slot.state is not LEASED:
             self._release_feed(slot)
         elif self._reset is not None:
-            ledger.hold_released(slot)
+            self._ledger.hold_released(slot)
             self._prepare(slot, self._reset)
         else:
-            self._come_home(slot, ledger.release(slot, self._now(), self._connector.is_open(slot.connection)))
+            ledger = self._ledger
+            reason = ledger.release(slot, self._time(), self._connector.is_open(slot.connection))
+            if reason is not None or ledger.surplus_since or not self._room.put_nowait(slot):
+                self._come_home(slot, reason)
 
     def _lease_collected(self, slot: Slot) -> None:
         loop = self._loop
@@ -581,12 +600,10 @@ class AsyncConnectionPool:
         loop.call_soon_threadsafe(self._take_back, slot)  # the collector may run in any thread
 
     def _take_back(self, slot: Slot) -> None:
-        holder = self._holders.release(slot)
-        if holder is None:
-            return
-        log.warning(
-            "%s: a lease was dropped without release, and is taken back: %s", self._name, holder.describe(self._now())
-        )
+        if slot.state not in (SlotState.LEASED, SlotState.FEED):
+            return  # the pool was closed meanwhile
+        what = slot.holder.describe(self._time())
+        log.warning("%s: a lease was dropped without release, and is taken back: %s", self._name, what)
         self._give_back(slot)
 
     def _release_feed(self, slot: Slot) -> None:
@@ -605,23 +622,23 @@ class AsyncConnectionPool:
             self._reading.discard(task)
         if slot.state is SlotState.GONE:
             return
-        reason = self._ledger.feed_ended(slot, self._now(), self._is_open(slot))
+        reason = self._ledger.feed_ended(slot, self._time(), self._is_open(slot))
         if reason is None and self._reset is not None:
-            self._ledger.hold(slot, self._now())
+            self._ledger.hold(slot, self._time())
             self._prepare(slot, self._reset)
         else:
             self._come_home(slot, reason)
 
-    async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Lease:
+    async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
         if not self._ledger.has_feed_room():
             raise self._feed_lane_full()
-        lease = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
+        slot = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
         if not self._ledger.has_feed_room():  # another feed was quicker while this one waited
-            self.release(lease)
+            self._give_back(slot)
             raise self._feed_lane_full()
-        self._ledger.to_feed_lane(lease._slot)
+        self._ledger.to_feed_lane(slot)
         self._tend()
-        return lease
+        return slot
 
     # ---- slots
 
@@ -632,7 +649,7 @@ class AsyncConnectionPool:
                 if self._ledger.surplus_since and self._wake_at == NEVER:
                     self._tend()
                 return
-            order = self._ledger.lease(slot, self._now(), self._is_open(slot), is_checked=is_checked)
+            order = self._ledger.lease(slot, self._time(), self._is_open(slot), is_checked=is_checked)
             if order is None:
                 self._deadlock_was_logged = False
                 self._room.hand_over(slot)
@@ -652,12 +669,12 @@ class AsyncConnectionPool:
         if task.cancelled() or error is not None:
             log.debug("%s: a connection is discarded, its check or reset failed: %s", self._name, _outcome(task))
             self._last_failure = error
-            self._close_slot(slot, self._ledger.unfit(slot, self._now(), self._is_open(slot)))
+            self._close_slot(slot, self._ledger.unfit(slot, self._time(), self._is_open(slot)))
             if is_checked:
-                self._ping(self._ledger.suspect(self._now()))
+                self._ping(self._ledger.suspect(self._time()))
             self._tend()
         else:
-            reason = self._ledger.prepared(slot, self._now(), self._is_open(slot))
+            reason = self._ledger.prepared(slot, self._time(), self._is_open(slot))
             self._come_home(slot, reason, is_checked=is_checked)
 
     def _open(self, slot: Slot) -> None:
@@ -677,7 +694,8 @@ class AsyncConnectionPool:
             if self._outage_was_logged:
                 self._outage_was_logged = False
                 log.info("%s: connected to %s again", self._name, self._connector.endpoint)
-            reason = self._ledger.opened(slot, connection, self._now())
+            slot.holder = _holders.Holder()
+            reason = self._ledger.opened(slot, connection, self._time())
             self._connector.on_lost(connection, partial(_lost, weakref.ref(self), slot))
             self._come_home(slot, reason)
             self._tend()  # where an outage has ended, the others may follow
@@ -690,7 +708,7 @@ class AsyncConnectionPool:
             self._outage_was_logged = True
             log.warning("%s: cannot connect to %s: %s", self._name, self._connector.endpoint, _describe(error))
         self._last_failure = error
-        refusal = self._ledger.open_failed(slot, self._now(), is_hopeless=is_hopeless)
+        refusal = self._ledger.open_failed(slot, self._time(), is_hopeless=is_hopeless)
         if refusal is Refusal.OLDEST:
             self._room.refuse(ConnectFailed("could not connect"))
         elif refusal is Refusal.ALL:
@@ -752,18 +770,18 @@ class AsyncConnectionPool:
         if slot.state is SlotState.IDLE:
             self._room.remove((slot,))
             failures = self._ledger.connect_failures_total
-            reason = self._ledger.lost(slot, self._now())
+            reason = self._ledger.lost(slot, self._time())
             if self._ledger.connect_failures_total > failures:
                 self._last_failure = ConnectionResetError("a connection was lost as soon as it was open")
             self._close_slot(slot, reason)
-        self._ping(self._ledger.suspect(self._now()))
+        self._ping(self._ledger.suspect(self._time()))
         self._tend()
 
     # ---- housekeeping
 
     def _tend(self) -> float:
         """Carry out what the ledger orders. Returns when it wants to be asked again."""
-        now = self._now()
+        now = self._time()
         orders = self._ledger.tend(now, self._room.waiting)
         if orders.close:
             self._room.remove([slot for slot, _ in orders.close])
@@ -804,11 +822,12 @@ class AsyncConnectionPool:
         threshold = self._config.leak_threshold
         if threshold is None:
             return NEVER
-        for holder in self._holders.leaks(now, threshold):
+        holders = list(self._holders())
+        for holder in _holders.leaks(holders, now, threshold):
             log.warning(
                 "%s: a lease is held by %s; it is now in\n%s", self._name, holder.describe(now), holder.stack_now()
             )
-        return self._holders.next_leak(threshold)
+        return _holders.next_leak(holders, threshold)
 
     def _spawn(
         self, purpose: str, work: Coroutine[Any, Any, Any], done: Callable[[asyncio.Task[Any]], None]
@@ -824,10 +843,6 @@ class AsyncConnectionPool:
         self._tasks.discard(task)
         done(task)
         self._settle_close()
-
-    def _now(self) -> float:
-        assert self._loop is not None
-        return self._loop.time()
 
     def _is_open(self, slot: Slot) -> bool:
         return self._connector.is_open(slot.connection)
@@ -864,7 +879,7 @@ class AsyncConnectionPool:
     @property
     def empty(self) -> bool:
         """Whether no connection is idle."""
-        return self._room.empty
+        return not self._room.has_idle
 
     def stats(self) -> PoolStats:
         """How the pool is now, and what it has done so far."""
@@ -946,30 +961,45 @@ class AsyncConnectionPool:
 class LeaseContext:
     """What :meth:`AsyncConnectionPool.connect` returns: acquires on entry, releases on exit. Use it once."""
 
-    __slots__ = ("_lease", "_looped_mode", "_pool", "_timeout")
+    __slots__ = ("_lease", "_pool", "_timeout")
 
-    def __init__(self, pool: AsyncConnectionPool, looped_mode: bool, timeout: float | None | Unset) -> None:
+    _lease: Lease
+
+    def __init__(self, pool: AsyncConnectionPool, timeout: float | None | Unset) -> None:
         self._pool = pool
-        self._looped_mode = looped_mode
         self._timeout = timeout
-        self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
         pool = self._pool
-        caller = sys._getframe(1)
-        if self._looped_mode:
-            lease = await pool._acquire_feed(self._timeout, caller)
-        else:
-            lease = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
-        self._lease = lease
+        caller = _getframe(1)
+        slot = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
+        self._lease = lease = Lease(pool, slot)
         return lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            self._pool.release(lease)
+        # As release(), less what cannot be wrong here: whose lease it is, and the loop, which a task does not change.
+        lease = self._lease
+        if lease._connection is None:
+            raise lease._dead("the end of `async with`")
+        lease._connection = None
+        self._pool._give_back(lease._slot)
+
+
+class FeedContext(LeaseContext):
+    """The same with ``looped_mode``: the connection leaves the pool until the feed has ended."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Lease:
+        slot = await self._pool._acquire_feed(self._timeout, _getframe(1))
+        self._lease = Lease(self._pool, slot)
+        return self._lease
+
+
+def _no_time() -> float:
+    raise AssertionError("a pool that was never opened asked for the time")
 
 
 # What the pool's tasks do. None of them holds the pool: a forgotten one can be collected.

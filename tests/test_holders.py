@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from async_repool._holders import MOST_NAMED, Holder, Holders
+from async_repool._holders import MOST_NAMED, Holder, WaitingTasks, describe, is_deadlock, leaks, next_leak
 
 SLOTS = 3
 
@@ -30,8 +30,10 @@ TASKS = [Task(f"task {n}") for n in range(4)]
 tasks = st.sampled_from(TASKS)
 
 
-def holder(task: Task | None, since: float = 0.0, *, keep_stack: bool = False) -> Holder:
-    return Holder(task, since, sys._getframe(), keep_stack)
+def holder(task: Task | None, since: float = 0.0) -> Holder:
+    holder = Holder()
+    holder.begin(task, since, sys._getframe())
+    return holder
 
 
 class RandomTasks(RuleBasedStateMachine):
@@ -39,7 +41,8 @@ class RandomTasks(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.holders = Holders()
+        self.holders: dict[int, Holder] = {}
+        self.waiting_tasks = WaitingTasks()
         self.leased: dict[int, Task] = {}  # slot: who acquired
         self.waiting: list[Task] = []  # in line
 
@@ -52,11 +55,11 @@ class RandomTasks(RuleBasedStateMachine):
             self.lease(free[0], task)
         else:
             self.waiting.append(task)
-            self.holders.wait(task)
+            self.waiting_tasks.add(task)
 
     def lease(self, slot: int, task: Task) -> None:
         self.leased[slot] = task
-        self.holders.hold(slot, holder(task))
+        self.holders[slot] = holder(task)
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -65,10 +68,10 @@ class RandomTasks(RuleBasedStateMachine):
             return
         slot = data.draw(st.sampled_from(sorted(self.leased)))
         del self.leased[slot]
-        self.holders.release(slot)
+        del self.holders[slot]
         if self.waiting:
             task = self.waiting.pop(0)
-            self.holders.wait_no_more(task)
+            self.waiting_tasks.remove(task)
             self.lease(slot, task)
 
     @rule(data=st.data())
@@ -76,12 +79,12 @@ class RandomTasks(RuleBasedStateMachine):
         if self.waiting:
             task = data.draw(st.sampled_from(self.waiting))
             self.waiting.remove(task)
-            self.holders.wait_no_more(task)
+            self.waiting_tasks.remove(task)
 
     @invariant()
     def it_is_a_deadlock_when_each_lease_is_held_by_a_task_that_waits(self) -> None:
         expected = bool(self.leased) and set(self.leased.values()) <= set(self.waiting)
-        assert self.holders.is_deadlock() is expected
+        assert is_deadlock(self.holders.values(), self.waiting_tasks) is expected
 
 
 RandomTasks.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
@@ -89,34 +92,50 @@ TestRandomTasks = RandomTasks.TestCase
 
 
 def test_a_task_that_is_gone_holds_no_lease_of_a_deadlock() -> None:
-    holders = Holders()
+    waiting = WaitingTasks()
     task = Task("short")
-    holders.hold(1, holder(task))
-    holders.wait(task)
-    assert holders.is_deadlock()
-    holders.wait_no_more(task)
+    holders = [holder(task)]
+    waiting.add(task)
+    assert is_deadlock(holders, waiting)
+    waiting.remove(task)
     del task
-    assert not holders.is_deadlock()
-    assert "a task that is gone, for 5.0 s" in holders.describe(5)
+    assert not is_deadlock(holders, waiting)
+    assert "a task that is gone, for 5.0 s" in describe(holders, 5)
+    assert holders[0].stack_now() == "its task is gone"
+
+
+def test_a_task_that_waits_twice_waits_until_both_waits_have_ended() -> None:
+    waiting = WaitingTasks()
+    waiting.add(TASKS[0])
+    waiting.add(TASKS[0])
+    waiting.remove(TASKS[0])
+    assert TASKS[0] in waiting
+    waiting.remove(TASKS[0])
+    assert TASKS[0] not in waiting
 
 
 def test_a_message_names_the_eldest_holders_and_counts_the_others() -> None:
-    holders = Holders()
     kept = [Task(f"t{n}") for n in range(MOST_NAMED + 5)]
-    for n, task in enumerate(reversed(kept)):
-        holders.hold(n, holder(task, since=len(kept) - n))
-    lines = holders.describe(100).splitlines()[1:]
+    holders = [holder(task, since=n + 1) for n, task in enumerate(kept)]
+    lines = describe(reversed(holders), 100).splitlines()[1:]
     assert len(lines) == MOST_NAMED + 1
     assert lines[0].startswith("  t0, for 99.0 s, acquired at ")
     assert lines[-1] == "  and 5 more"
 
 
-def test_a_leak_is_told_once() -> None:
-    holders = Holders()
-    kept = Task("slow")
-    holders.hold(1, holder(kept, since=10))
-    assert list(holders.leaks(19, 10)) == []
-    assert holders.next_leak(10) == 20
-    assert [leak.task for leak in holders.leaks(20, 10)] == [kept]
-    assert list(holders.leaks(30, 10)) == []
-    assert holders.next_leak(10) == float("inf")
+def test_a_holder_tells_the_line_of_the_acquire() -> None:
+    here = Holder()
+    here.begin(None, 0, sys._getframe())
+    line = sys._getframe().f_lineno - 1
+    assert here.where == f"{__file__}:{line} in test_a_holder_tells_the_line_of_the_acquire"
+
+
+def test_a_leak_is_told_once_for_each_lease() -> None:
+    slow = holder(TASKS[0], since=10)
+    assert list(leaks([slow], 19, 10)) == []
+    assert next_leak([slow], 10) == 20
+    assert list(leaks([slow], 20, 10)) == [slow]
+    assert list(leaks([slow], 30, 10)) == []
+    assert next_leak([slow], 10) == float("inf")
+    slow.begin(TASKS[0], 40, sys._getframe())
+    assert next_leak([slow], 10) == 50
