@@ -10,6 +10,7 @@ by default. SIGTERM ends it: requests in flight are answered first.
 
 import argparse
 import asyncio
+import logging
 import os
 from typing import Any
 
@@ -20,6 +21,7 @@ from async_repool import AsyncConnectionPool, ConnectFailed, PoolException, R
 DB = "aiohttp_example"
 POOL: web.AppKey[AsyncConnectionPool] = web.AppKey("pool", AsyncConnectionPool)
 heroes = R.db(DB).table("heroes")
+log = logging.getLogger("aiohttp_app")
 
 
 async def open_pool(app: web.Application) -> None:
@@ -66,7 +68,8 @@ async def health(request: web.Request) -> web.Response:
         async with asyncio.timeout(1), pool.connect() as conn:
             await R.expr(1).run(conn)
     except (TimeoutError, PoolException, R.ReqlError) as error:
-        status, problem = 503, f"{type(error).__name__}: {error}"
+        log.warning("not healthy: %s", error)
+        status, problem = 503, type(error).__name__
     stats = pool.stats()
     gauges = {"size": stats.size, "idle": stats.idle, "leased": stats.leased, "waiting": stats.waiting}
     return web.json_response({"problem": problem, **gauges}, status=status)
@@ -77,7 +80,8 @@ async def overload_is_503(request: web.Request, handler: Any) -> web.StreamRespo
     try:
         response: web.StreamResponse = await handler(request)
     except (TimeoutError, ConnectFailed) as error:
-        raise web.HTTPServiceUnavailable(text=str(error), headers={"Retry-After": "1"}) from error
+        log.warning("%s %s: %s", request.method, request.path, error)  # for us, not for the client
+        raise web.HTTPServiceUnavailable(text="busy, try again", headers={"Retry-After": "1"}) from error
     return response
 
 

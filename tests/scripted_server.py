@@ -13,7 +13,7 @@ import hmac
 import json
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ssl import SSLContext
 from typing import Any
 
@@ -147,6 +147,7 @@ class ScriptedServer:
         finally:
             server.close()
             for writer in self._writers:
-                writer.transport.abort()
+                with suppress(AttributeError):  # Python 3.11.2, on a TLS transport that was closed twice
+                    writer.transport.abort()
             await asyncio.sleep(0)
             await server.wait_closed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,15 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from async_repool.testing import StandInServer
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RETHINKDB_URL"}
@@ -102,6 +106,61 @@ def running_app(database_url: str) -> Iterator[tuple[subprocess.Popen[str], str]
             yield app, url
         finally:
             app.kill()
+
+
+def test_the_aiohttp_app_answers_every_request_in_flight_before_it_ends_at_sigterm() -> None:
+    pytest.importorskip("aiohttp")
+    with slow_server() as (server, set_delay), running_app(server) as (app, url):
+        with asking_at_once(url, 30) as answers:  # the pool grows
+            assert all(answer.startswith(b"HTTP/1.1 404 Not Found") for answer in answers)
+        set_delay(1.2)
+        with asking_at_once(url, 30) as answers:
+            # This waits for a second behind the others, and then tells that more wait than have a connection.
+            assert ask(url + "/health")[1]["waiting"] >= 10
+            app.send_signal(signal.SIGTERM)
+            for answer in answers:
+                assert answer.startswith(b"HTTP/1.1 404 Not Found"), answer
+        _, errors = app.communicate(timeout=30)
+        assert app.returncode == 0
+        assert "Traceback" not in errors
+
+
+@contextmanager
+def asking_at_once(url: str, times: int) -> Iterator[Iterator[bytes]]:
+    """Send so many requests, each on a connection of its own; then read the answers."""
+    host, port = url.removeprefix("http://").split(":")
+
+    def read(client: socket.socket) -> bytes:
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+        return answer
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection((host, int(port)), 30)) for _ in range(times)]
+        for client in clients:
+            client.sendall(b"GET /heroes/nobody HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        yield (read(client) for client in clients)
+
+
+@contextmanager
+def slow_server() -> Iterator[tuple[str, Callable[[float], None]]]:
+    """The url of a stand-in server in a thread of its own, and what sets the delay of its answers."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = StandInServer()
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+        yield (
+            f"rethinkdb://admin@{server.host}:{server.port}",
+            lambda seconds: loop.call_soon_threadsafe(setattr, server.faults, "delay", seconds),  # type: ignore[func-returns-value]
+        )
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def test_the_aiohttp_app_serves_json_from_the_pool_and_ends_at_sigterm(rethinkdb_server: Any) -> None:
