@@ -9,7 +9,7 @@ Random: TypeAlias = Callable[[], float]
 """Gives floats in [0, 1), as ``random.random`` does."""
 
 FIRST_DELAY = 0.1
-LONGEST_DELAY = 10.0
+LONGEST_DELAY = 5.0
 LIFETIME_JITTER = 0.05
 
 

@@ -24,14 +24,18 @@ class Holder:
 
     __slots__ = ("_code", "_instruction", "_stack", "_task", "since", "told_of")
 
-    _code: CodeType
-    _instruction: int
-    _task: ref[Any] | None
-
     def __init__(self) -> None:
+        self._task: ref[Any] | None = None
+        self._code: CodeType | None = None
+        self._instruction = 0
         self.since = 0.0
         self.told_of = -1.0  # since when it had held the lease that was told of as held for long
         self._stack: traceback.StackSummary | None = None
+
+    def hand_over(self, now: float) -> None:
+        """The lease is for a task that was woken, but has not run yet: until it begins, nobody holds it."""
+        self._task = self._code = None
+        self.since = now
 
     def begin(self, task: Any, now: float, caller: FrameType) -> None:
         """A lease begins: of this task, from now on, acquired where ``caller`` is now."""
@@ -53,6 +57,8 @@ class Holder:
     def where(self) -> str:
         """``file:line in function`` of the acquire."""
         code = self._code
+        if code is None:
+            return "a place that it has not come back to yet"
         lines = (line for start, end, line in code.co_lines() if start <= self._instruction < end and line is not None)
         return f"{code.co_filename}:{next(lines, code.co_firstlineno)} in {code.co_name}"
 

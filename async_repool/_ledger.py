@@ -94,7 +94,7 @@ class Slot:
     """The pool's place for one connection. Read by all, written by the ledger alone."""
 
     __slots__ = (
-        *("connection", "doomed", "expires_at", "fresh_until", "holder", "idle_since", "is_probe"),
+        *("connection", "doomed", "is_asked_for", "expires_at", "holder", "idle_since", "is_probe"),
         *("is_pinged", "is_proven", "opened_at", "state"),
     )
 
@@ -105,9 +105,9 @@ class Slot:
         self.opened_at = 0.0
         self.expires_at = NEVER
         self.idle_since = 0.0
-        self.fresh_until = NEVER  # while idle: from then on it has to be checked or replaced before a lease
         self.doomed: CloseReason | None = None  # to be closed when it comes home
         self.is_probe = False  # opening began when an outage was known
+        self.is_asked_for = False  # is checked because a caller asked for it
         self.is_pinged = False  # is checked though nobody asks for it: as good as idle
         self.is_proven = False  # its connection was leased, or passed its check
 
@@ -144,7 +144,8 @@ class Ledger:
         self.idle = 0
         self.leased = 0
         self.closing = 0
-        self.pinged = 0  # of those that are connecting
+        self.checking = 0  # of those that are connecting: checked because a caller asked
+        self.pinged = 0  # of those that are connecting: checked though nobody asked
 
         # How many idle slots the pool could do without is its surplus. surplus_since[k] is when the surplus last rose
         # to k + 1, so len(surplus_since) is the surplus, and as many connections as there are entries older than
@@ -152,6 +153,8 @@ class Ledger:
         # every connection now and then.
         self._can_shrink = config.max_idle is not None and self.min_size < self.max_size
         self.surplus_since: list[float] = []
+
+        self.watches_idle = self._can_shrink or config.ping_interval > 0  # whether idle_alarm() ever rings
 
         # Of openings; has failures during an outage only. A connection that dies or fails its check soon after it was
         # opened counts as one that could not be opened, and an outage is over only when a connection has proven good.
@@ -190,6 +193,11 @@ class Ledger:
     def leases(self) -> int:
         """Leases that are out, those of feeds too."""
         return sum(1 for _ in self.leased_slots())
+
+    @property
+    def is_short(self) -> bool:
+        """Whether fewer connections are open than min_size."""
+        return self.idle + self.leased + self.pinged < self.min_size
 
     @property
     def can_grow(self) -> bool:
@@ -234,6 +242,16 @@ class Ledger:
         """Nothing is left: the pool is closed and may be opened again."""
         self.state = LedgerState.CLOSED
 
+    def bury(self) -> None:
+        """The pool ended without closing. What was leased or in the lane counts no more; all slots are empty."""
+        for slot in (*self.slots, *self.lane):
+            slot.state, slot.connection = GONE, None
+        self.slots = [Slot() for _ in range(self.max_size)]
+        self.lane = set()
+        self.connecting = self.idle = self.leased = self.closing = self.checking = self.pinged = 0
+        self.surplus_since = []
+        self.state = LedgerState.CLOSED
+
     def drain(self, now: float) -> list[Slot]:
         """Replace every connection. Returns the idle slots, to be closed; the others follow when they come home."""
         return self._doom_all(CloseReason.DRAINED, now)
@@ -256,7 +274,7 @@ class Ledger:
         """
         order: CloseReason | Check | None = None
         self.idle -= 1
-        if is_open and (now < slot.fresh_until or (is_checked and now < slot.expires_at)):
+        if is_open and now < slot.expires_at and (now - slot.idle_since < self._check_after or is_checked):
             slot.state = LEASED
             self.leased += 1
             self.acquired_total += 1
@@ -265,7 +283,9 @@ class Ledger:
         elif is_open and now < slot.expires_at:
             order = CHECK
             slot.state = CONNECTING
+            slot.is_asked_for = True
             self.connecting += 1
+            self.checking += 1
         else:
             order = CloseReason.EXPIRED if is_open else CloseReason.BROKEN
             slot.state = CLOSING
@@ -282,8 +302,6 @@ class Ledger:
         if is_open and slot.doomed is None:
             slot.state = IDLE
             slot.idle_since = now
-            check_at = now + self._check_after
-            slot.fresh_until = check_at if check_at < slot.expires_at else slot.expires_at
             self.idle += 1
             if self._can_shrink:
                 self._note_surplus(now)
@@ -323,7 +341,8 @@ class Ledger:
     def prepared(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         """A check or reset has passed. Makes the slot idle and returns None, or says why to close its connection."""
         self._end_preparing(slot)
-        self._prove(slot)
+        if not slot.is_proven:
+            self._prove(slot)
         return self._come_home(slot, now, is_open)
 
     def unfit(self, slot: Slot, now: float, is_open: bool) -> CloseReason:
@@ -338,7 +357,8 @@ class Ledger:
     def _end_preparing(self, slot: Slot) -> None:
         self.connecting -= 1
         self.pinged -= slot.is_pinged
-        slot.is_pinged = False
+        self.checking -= slot.is_asked_for
+        slot.is_pinged = slot.is_asked_for = False
 
     def _come_home(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         """A slot comes home from anywhere: as one that was leased until now."""
@@ -429,12 +449,14 @@ class Ledger:
         slot.state = TRAILING
 
     def retire(self, slot: Slot) -> None:
-        """The connection of a closing slot is still read from: it leaves the pool's size, and an empty slot takes its
-        place, so that a slow reader costs no capacity."""
-        self.closing -= 1
-        self._replace(slot, Slot())
+        """The connection of a closing slot, or of one in the lane, is still read from: it leaves the pool's size, and
+        an empty slot takes its place, so that a slow reader costs no capacity.
+        """
+        if slot not in self.lane:
+            self.closing -= 1
+            self._replace(slot, Slot())
+            self.lane.add(slot)
         slot.state = RETIRED
-        self.lane.add(slot)
 
     def feed_ended(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
         """Nobody reads from a feed slot any more. Makes it an idle one of the pool, if it is fit and there is room, and
@@ -454,8 +476,11 @@ class Ledger:
     # ---- sizes
 
     def admits(self, waiting: int) -> bool:
-        """Whether one more caller may wait beside ``waiting`` others."""
-        return not self._config.max_waiting or waiting < self._config.max_waiting
+        """Whether one more caller may wait beside ``waiting`` others. Those do not count whom a connection is on its
+        way to, or may still be opened for.
+        """
+        on_the_way = self.connecting + self.idle + (self.max_size - self.size)
+        return not self._config.max_waiting or waiting - on_the_way < self._config.max_waiting
 
     def tend(self, now: float, waiting: int) -> Orders:
         """What the pool's size needs now: slots to open (they are connecting from here on), idle ones to close (closing
@@ -465,8 +490,9 @@ class Ledger:
             return Orders([], [], [])
         close, surplus_at = self._shrink(now)
         check, ping_at = self._ping_idle(now)
+        proven_at = self._prove_survivors(now) if self.is_outage else NEVER
         wanted = self._wanted(waiting)
-        wake_at = min(surplus_at, ping_at)
+        wake_at = min(surplus_at, ping_at, proven_at)
         has_outage_lasted = False
         if wanted > 0 and self.is_outage:
             has_outage_lasted, told_at = self._tell_outage(now)
@@ -543,6 +569,14 @@ class Ledger:
             self.backoff.succeeded()
             self._is_outage_told = False
 
+    def _prove_survivors(self, now: float) -> float:
+        """New connections that have outlived the probation are good too. Returns when there may be more of them."""
+        young = [slot for slot in self.slots if slot.connection is not None and not slot.is_proven]
+        for slot in young:
+            if slot.opened_at + PROBATION_SECONDS <= now:
+                self._prove(slot)
+        return min((slot.opened_at + PROBATION_SECONDS for slot in young if not slot.is_proven), default=NEVER)
+
     def _doubt(self, slot: Slot, now: float) -> None:
         """A connection is bad. Where it was never good, and is young, the attempt to open it has failed."""
         if not slot.is_proven and now < slot.opened_at + PROBATION_SECONDS:
@@ -553,6 +587,11 @@ class Ledger:
         self.backoff.failed(now)
 
     # ---- steps that keep the counts
+
+    def idle_alarm(self, now: float) -> float:
+        """When something is to be done about idle slots, if they stay as they are from now on."""
+        surplus_at = self.surplus_since[0] + (self._config.max_idle or 0.0) if self.surplus_since else NEVER
+        return min(surplus_at, now + self._config.ping_interval if self._config.ping_interval else NEVER)
 
     def _surplus(self) -> int:
         if not self._can_shrink:
@@ -589,6 +628,8 @@ class Ledger:
         assert states[CONNECTING] == self.connecting, (states, self.connecting)
         assert states[IDLE] == self.idle, (states, self.idle)
         assert states[LEASED] == self.leased, (states, self.leased)
+        assert self.checking == sum(slot.is_asked_for for slot in self.slots if slot.state is CONNECTING)
+        assert not any(slot.is_asked_for for slot in (*self.slots, *self.lane) if slot.state is not CONNECTING)
         assert self.pinged == sum(slot.is_pinged for slot in self.slots if slot.state is CONNECTING)
         assert not any(slot.is_pinged for slot in (*self.slots, *self.lane) if slot.state is not CONNECTING)
         assert states[CLOSING] == self.closing, (states, self.closing)

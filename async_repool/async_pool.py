@@ -103,6 +103,7 @@ class _Closing:
         self.leases = leases
         self.aborted = 0
         self.feeds_ended = 0
+        self.is_over = False  # the time that leases and readers had
 
 
 class AsyncConnectionPool:
@@ -180,6 +181,7 @@ class AsyncConnectionPool:
         self._loop: asyncio.AbstractEventLoop | None = None  # from init_pool() until everything is closed
         self._time: Callable[[], float] = _no_time  # of that loop
         self._open_loop: asyncio.AbstractEventLoop | None = None  # the same, while leases may be had
+        self._generation = 0  # how often it was opened
         self._was_open = False
         self._is_inherited = False  # over a fork
         self._housekeeper: asyncio.Task[None] | None = None
@@ -187,7 +189,9 @@ class AsyncConnectionPool:
         self._wake_at = NEVER  # when it wakes by itself
         self._tasks: set[asyncio.Task[Any]] = set()  # all others that the pool owns
         self._opening: set[asyncio.Task[Any]] = set()  # those of them that open connections
+        self._preparing: set[asyncio.Task[Any]] = set()  # those of them that check or reset connections
         self._reading: set[asyncio.Task[Any]] = set()  # those of them that wait until cursors have ended
+        self._callbacks: set[asyncio.Task[Any]] = set()  # of on_reconnect_failed
         self._leases_home = asyncio.Event()  # while closing: no lease is out, no cursor is read
         self._all_closed = asyncio.Event()  # while closing: nothing is left
         self._last_failure: BaseException | None = None  # of opening a connection
@@ -212,10 +216,13 @@ class AsyncConnectionPool:
         loop = asyncio.get_running_loop()
         if self._open_loop is loop:
             return
+        self._bury()
         if self._ledger.state is not LedgerState.CLOSED:
             raise self._unusable("init_pool()")
         self._loop = loop
         self._time = loop.time
+        self._generation += 1
+        generation = self._generation
         _live_pools.add(self)
         self._was_open = False
         self._bell, self._wake_at = asyncio.Event(), NEVER
@@ -230,7 +237,7 @@ class AsyncConnectionPool:
             self._begin_close()
             await self._all_closed.wait()
             raise
-        if not self._ledger.is_opening:
+        if not self._ledger.is_opening or self._generation != generation:
             raise PoolClosed(f"{self._name}: the pool was closed while init_pool() was opening it")
         if self._ledger.is_outage:
             failure = self._last_failure
@@ -268,6 +275,7 @@ class AsyncConnectionPool:
         opened. Returns what became of the leases.
         """
         check_seconds("timeout", timeout)
+        self._bury()
         if self._ledger.state is LedgerState.CLOSED:
             return CloseReport(leases_waited_for=0, leases_aborted=0, feeds_ended=0, seconds=0.0)
         if self._loop is not asyncio.get_running_loop():
@@ -314,7 +322,6 @@ class AsyncConnectionPool:
         trying. If cancelled, the work goes on by itself.
         """
         self._check_open("drain()")
-        failures = self._ledger.connect_failures_total
         slots = self._ledger.drain(self._time())
         self._room.remove(slots)
         closing = [task for slot in slots if (task := self._close_slot(slot, CloseReason.DRAINED))]
@@ -323,11 +330,29 @@ class AsyncConnectionPool:
             await asyncio.wait(closing)
         if self._opening:
             await asyncio.wait(self._opening)
-        if self._ledger.is_outage and self._ledger.connect_failures_total > failures:
+        if self._ledger.is_outage and self._ledger.is_short:
             raise ConnectFailed(
                 f"{self._name}: drain() closed the old connections, but could not open new ones to "
                 f"{self._connector.endpoint}: {_describe(self._last_failure)}. The pool goes on trying"
             ) from self._last_failure
+
+    def _bury(self) -> None:
+        """Where the event loop of the pool was closed before the pool was: end what is left, so that it may be opened
+        again.
+        """
+        if self._loop is None or not self._loop.is_closed():
+            return
+        log.warning("%s: its event loop was closed before the pool was; close the pool first", self._name)
+        for slot in (*self._ledger.slots, *self._ledger.lane):
+            if slot.connection is not None:
+                self._connector.abort(slot.connection)
+        self._ledger.bury()
+        self._room = WaitingRoom()
+        self._waiting_tasks = _holders.WaitingTasks()
+        for tasks in (self._tasks, self._opening, self._preparing, self._reading, self._callbacks):
+            tasks.clear()
+        self._housekeeper = self._loop = self._open_loop = None
+        _live_pools.discard(self)
 
     def _begin_close(self) -> None:
         self._open_loop = None
@@ -342,6 +367,8 @@ class AsyncConnectionPool:
             self._closing.feeds_ended += 1
         for task in self._opening:
             task.cancel()
+        for task in self._callbacks - {asyncio.current_task()}:
+            task.cancel()
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             self._housekeeper = None
@@ -355,7 +382,8 @@ class AsyncConnectionPool:
             self._connector.abort(slot.connection)
             self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
             self._closing.aborted += 1
-        for task in self._reading:
+        self._closing.is_over = True
+        for task in self._reading | self._preparing:
             task.cancel()
         self._settle_close()
 
@@ -364,7 +392,7 @@ class AsyncConnectionPool:
         ledger = self._ledger
         if ledger.state is not LedgerState.CLOSING:
             return
-        if not ledger.leased and not ledger.lane:
+        if not ledger.leased and not ledger.lane and not self._preparing:
             self._leases_home.set()
             if not ledger.size and not self._tasks:
                 ledger.closed_all()
@@ -400,6 +428,8 @@ class AsyncConnectionPool:
         :raises PoolClosed: the pool is not open, or was closed meanwhile.
         :raises PoolException: the pool was opened in another event loop.
         """
+        if timeout is not UNSET:
+            check_seconds("timeout", timeout)
         caller = _getframe(1)
         slot = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
         return LooseLease(self, slot)
@@ -425,6 +455,8 @@ class AsyncConnectionPool:
             place,
             until the feed has ended; at most ``max_feed_connections`` do so, or :class:`PoolException` is raised.
         """
+        if timeout is not UNSET:
+            check_seconds("timeout", timeout)
         return FeedContext(self, timeout) if looped_mode else LeaseContext(self, timeout)
 
     def release_to_looped(self, lease: Lease) -> Done:
@@ -432,13 +464,16 @@ class AsyncConnectionPool:
 
         Raises as :meth:`release`; and :class:`PoolException`, with the lease still live, where the feed lane is full.
         """
-        if not self._ledger.has_feed_room():
+        is_leased = isinstance(lease, Lease) and lease._slot.state is LEASED
+        if is_leased and self._open_loop is not None and not self._ledger.has_feed_room():
             raise self._feed_lane_full()
         slot = self._end(lease, "release_to_looped()")
-        if slot.state is SlotState.LEASED:
+        if slot.state is LEASED and self._open_loop is not None:
             self._ledger.to_feed_lane(slot)
+            self._release_feed(slot)
             self._tend()
-        self._release_feed(slot)
+        else:
+            self._give_back(slot)
         return DONE
 
     def _acquire_nowait(self, caller: FrameType) -> Slot | None:
@@ -448,7 +483,11 @@ class AsyncConnectionPool:
             raise self._unusable("acquire()")
         while (slot := self._room.take_nowait()) is not None:
             now = loop.time()
-            order = self._ledger.lease(slot, now, self._connector.is_open(slot.connection))
+            try:  # as _is_open(), without a call for each lease
+                is_open = self._connector.is_open(slot.connection)
+            except Exception:
+                is_open = self._is_open(slot)
+            order = self._ledger.lease(slot, now, is_open)
             if order is None:
                 slot.holder.begin(current_task(loop), now, caller)
                 if self._watches_holders:
@@ -476,8 +515,6 @@ class AsyncConnectionPool:
     async def _wait_in_line(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
         if isinstance(timeout, Unset):
             timeout = self._config.acquire_timeout
-        else:
-            check_seconds("timeout", timeout)
         if not self._ledger.admits(self._room.waiting):
             self._refused_total += 1
             raise TooManyWaiters(
@@ -489,11 +526,9 @@ class AsyncConnectionPool:
         task = asyncio.current_task()
         ticket: Ticket[Slot] = self._room.join()
         self._waiting_tasks.add(task)
-        if self._room.has_idle:
-            self._serve_line()
-        if self._ledger.can_grow:
-            self._tend()
         try:
+            if self._ledger.can_grow or self._room.has_idle:
+                self._tend()
             self._look_for_deadlock()
             async with asyncio.timeout(timeout):
                 slot = await ticket
@@ -508,6 +543,8 @@ class AsyncConnectionPool:
                 raise
             if isinstance(error, PoolDeadlock):
                 raise
+            if isinstance(error, PoolClosed):
+                raise PoolClosed(str(error)) from None  # each caller its own
             explained = self._explain(error, loop.time(), began)
             raise explained from explained.__cause__
         finally:
@@ -522,7 +559,7 @@ class AsyncConnectionPool:
 
     def _serve_line(self) -> None:
         """Nobody waits beside an idle slot: where leases begin with a check, one goes on for each caller in line."""
-        while self._room.waiting > self._ledger.connecting and (slot := self._room.pop_nowait()) is not None:
+        while self._room.waiting > self._ledger.checking and (slot := self._room.pop_nowait()) is not None:
             self._come_home(slot, None)
 
     def _look_for_deadlock(self) -> None:
@@ -553,6 +590,10 @@ class AsyncConnectionPool:
             self._timeouts_total += 1
             if not self._ledger.is_outage:
                 advice = "Release leases sooner, or raise pool_size"
+                if not self._ledger.is_leased_out:
+                    advice = (
+                        f"Connections were being opened or checked; the last failure: {_describe(self._last_failure)}"
+                    )
                 if self._is_deadlock():
                     advice = "It is a deadlock: each is held by a task that itself waits for one"
                 held = _holders.describe(self._holders(), now)
@@ -589,8 +630,12 @@ class AsyncConnectionPool:
             self._prepare(slot, self._reset)
         else:
             ledger = self._ledger
-            reason = ledger.release(slot, self._time(), self._connector.is_open(slot.connection))
-            if reason is not None or ledger.surplus_since or not self._room.put_nowait(slot):
+            try:
+                is_open = self._connector.is_open(slot.connection)
+            except Exception:
+                is_open = self._is_open(slot)
+            reason = ledger.release(slot, self._time(), is_open)
+            if reason is not None or ledger.watches_idle or not self._room.put_nowait(slot):
                 self._come_home(slot, reason)
 
     def _lease_collected(self, slot: Slot) -> None:
@@ -610,7 +655,7 @@ class AsyncConnectionPool:
         if slot.state is SlotState.GONE:
             return  # the pool ended this lease
         connection = slot.connection
-        if self._connector.is_open(connection) and self._connector.has_streams(connection):
+        if self._is_open(slot) and self._has_streams(connection):
             self._ledger.trail(slot)
             task = self._spawn("feed", self._connector.wait_streams(connection), partial(self._feed_ended, slot))
             self._reading.add(task)
@@ -621,6 +666,10 @@ class AsyncConnectionPool:
         if task is not None:
             self._reading.discard(task)
         if slot.state is SlotState.GONE:
+            return
+        if task is not None and task.cancelled():
+            self._connector.abort(slot.connection)
+            self._ledger.closed(slot, CloseReason.FEED_ENDED)
             return
         reason = self._ledger.feed_ended(slot, self._time(), self._is_open(slot))
         if reason is None and self._reset is not None:
@@ -633,6 +682,9 @@ class AsyncConnectionPool:
         if not self._ledger.has_feed_room():
             raise self._feed_lane_full()
         slot = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
+        if self._open_loop is None:  # feeds are ended when the closing begins: no other may begin after that
+            self._give_back(slot)
+            raise PoolClosed(f"{self._name}: the pool was closed while this caller waited for a connection")
         if not self._ledger.has_feed_room():  # another feed was quicker while this one waited
             self._give_back(slot)
             raise self._feed_lane_full()
@@ -646,12 +698,13 @@ class AsyncConnectionPool:
         """A slot was made idle (``reason`` None) or is closing: serve whoever has waited longest, or keep it."""
         if reason is None:
             if self._room.put_nowait(slot):
-                if self._ledger.surplus_since and self._wake_at == NEVER:
-                    self._tend()
+                if self._ledger.watches_idle and self._ledger.idle_alarm(self._time()) < self._wake_at:
+                    self._bell.set()
                 return
             order = self._ledger.lease(slot, self._time(), self._is_open(slot), is_checked=is_checked)
             if order is None:
                 self._deadlock_was_logged = False
+                slot.holder.hand_over(self._time())
                 self._room.hand_over(slot)
                 return
             self._carry_out(slot, order)
@@ -662,12 +715,13 @@ class AsyncConnectionPool:
     def _prepare(self, slot: Slot, hook: Hook, *, is_checked: bool = False) -> None:
         """Run a check or a reset on a connecting slot."""
         work = _call(hook, slot.connection, self._config.check_timeout)
-        self._spawn("check or reset", work, partial(self._prepared, slot, is_checked))
+        self._preparing.add(self._spawn("check or reset", work, partial(self._prepared, slot, is_checked)))
 
     def _prepared(self, slot: Slot, is_checked: bool, task: asyncio.Task[Any]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if task.cancelled() or error is not None:
-            log.debug("%s: a connection is discarded, its check or reset failed: %s", self._name, _outcome(task))
+        self._preparing.discard(task)
+        error = ConnectionAbortedError("its check was cancelled") if task.cancelled() else task.exception()
+        if error is not None:
+            log.debug("%s: a connection is discarded, its check or reset failed: %s", self._name, _describe(error))
             self._last_failure = error
             self._close_slot(slot, self._ledger.unfit(slot, self._time(), self._is_open(slot)))
             if is_checked:
@@ -676,29 +730,36 @@ class AsyncConnectionPool:
         else:
             reason = self._ledger.prepared(slot, self._time(), self._is_open(slot))
             self._come_home(slot, reason, is_checked=is_checked)
+            self._tend()
 
     def _open(self, slot: Slot) -> None:
         """Open a connection for a connecting slot."""
-        work = _open(self._connector, self._config.configure, self._connect_timeout())
-        task = self._spawn("open", work, partial(self._opened, slot))
+        opened: list[Any] = []
+        work = _open(self._connector, self._config.configure, self._connect_timeout(), opened)
+        task = self._spawn("open", work, partial(self._opened, slot, opened))
         self._opening.add(task)
 
-    def _opened(self, slot: Slot, task: asyncio.Task[Any]) -> None:
+    def _opened(self, slot: Slot, opened: list[Any], task: asyncio.Task[Any]) -> None:
         self._opening.discard(task)
         if task.cancelled():
-            self._ledger.open_cancelled(slot)
+            for connection in opened:  # it was cancelled in its last step
+                self._connector.abort(connection)
+            if self._ledger.state is LedgerState.CLOSING:
+                self._ledger.open_cancelled(slot)
+            else:
+                self._open_failed(slot, ConnectionAbortedError("the opening was cancelled"))
         elif (error := task.exception()) is not None:
             self._open_failed(slot, error)
         else:
-            connection = task.result()
+            (connection,) = opened
             if self._outage_was_logged:
                 self._outage_was_logged = False
                 log.info("%s: connected to %s again", self._name, self._connector.endpoint)
             slot.holder = _holders.Holder()
             reason = self._ledger.opened(slot, connection, self._time())
-            self._connector.on_lost(connection, partial(_lost, weakref.ref(self), slot))
             self._come_home(slot, reason)
             self._tend()  # where an outage has ended, the others may follow
+            self._connector.on_lost(connection, partial(_lost, weakref.ref(self), slot, id(connection)))
 
     def _open_failed(self, slot: Slot, error: BaseException) -> None:
         is_hopeless = isinstance(error, ConnectFailed) and error.is_permanent
@@ -722,11 +783,17 @@ class AsyncConnectionPool:
         """
         connection = slot.connection
         log.debug("%s: closing a connection: %s", self._name, reason)
-        if not self._connector.is_open(connection):
+        if not self._is_open(slot):
             self._connector.abort(connection)
             self._ledger.closed(slot, reason)
+            self._settle_close()
             return None
-        if self._connector.has_streams(connection):
+        if self._has_streams(connection):
+            if self._closing.is_over:
+                self._connector.abort(connection)
+                self._ledger.closed(slot, reason)
+                self._settle_close()
+                return None
             self._ledger.retire(slot)
             work = _wait_streams(self._connector, connection, self._config.cursor_grace)
             task = self._spawn("last cursor", work, partial(self._retired, slot, reason))
@@ -763,9 +830,9 @@ class AsyncConnectionPool:
 
         return closed
 
-    def _slot_lost(self, slot: Slot) -> None:
+    def _slot_lost(self, slot: Slot, connection_id: int) -> None:
         """A connection died. Idle, it goes; in use, it goes when it comes home. Its siblings may have died too."""
-        if slot.state not in (SlotState.IDLE, SlotState.LEASED):
+        if slot.state not in (SlotState.IDLE, SlotState.LEASED) or id(slot.connection) != connection_id:
             return
         if slot.state is SlotState.IDLE:
             self._room.remove((slot,))
@@ -781,6 +848,8 @@ class AsyncConnectionPool:
 
     def _tend(self) -> float:
         """Carry out what the ledger orders. Returns when it wants to be asked again."""
+        if self._room.has_idle and self._room.waiting:
+            self._serve_line()
         now = self._time()
         orders = self._ledger.tend(now, self._room.waiting)
         if orders.close:
@@ -811,9 +880,15 @@ class AsyncConnectionPool:
             *(self._name, self._connector.endpoint, self._config.reconnect_timeout, _describe(self._last_failure)),
         )
         if self._config.on_reconnect_failed is not None:
-            self._spawn("on_reconnect_failed", _call_back(self._config.on_reconnect_failed, self), self._called_back)
+            # Not one of the tasks that closing waits for: it may close the pool.
+            task = asyncio.create_task(
+                _call_back(self._config.on_reconnect_failed, self), name=f"{self._name}: on_reconnect_failed"
+            )
+            self._callbacks.add(task)
+            task.add_done_callback(self._called_back)
 
     def _called_back(self, task: asyncio.Task[Any]) -> None:
+        self._callbacks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: on_reconnect_failed raised", self._name, exc_info=error)
 
@@ -844,8 +919,21 @@ class AsyncConnectionPool:
         done(task)
         self._settle_close()
 
+    # A connector that raises where it must not costs its connection, and nothing else.
+
     def _is_open(self, slot: Slot) -> bool:
-        return self._connector.is_open(slot.connection)
+        try:
+            return self._connector.is_open(slot.connection)
+        except Exception:
+            log.exception("%s: is_open() of the connector raised", self._name)
+            return False
+
+    def _has_streams(self, connection: Any) -> bool:
+        try:
+            return self._connector.has_streams(connection)
+        except Exception:
+            log.exception("%s: has_streams() of the connector raised", self._name)
+            return False
 
     def _connect_timeout(self) -> float:
         timeout = self._config.connect_timeout
@@ -966,13 +1054,19 @@ class LeaseContext:
     _lease: Lease
 
     def __init__(self, pool: AsyncConnectionPool, timeout: float | None | Unset) -> None:
-        self._pool = pool
+        self._pool: Any = pool  # None while in use
         self._timeout = timeout
 
     async def __aenter__(self) -> Lease:
-        pool = self._pool
+        pool, self._pool = self._pool, None  # a second user of this context finds none
+        if pool is None:
+            raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
         caller = _getframe(1)
-        slot = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
+        try:
+            slot = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
+        except BaseException:
+            self._pool = pool
+            raise
         self._lease = lease = Lease(pool, slot)
         return lease
 
@@ -981,10 +1075,12 @@ class LeaseContext:
     ) -> None:
         # As release(), less what cannot be wrong here: whose lease it is, and the loop, which a task does not change.
         lease = self._lease
-        if lease._connection is None:
+        pool = self._pool = lease._pool
+        if lease._connection is not None:
+            lease._connection = None
+            pool._give_back(lease._slot)
+        elif error is None:  # else that is the error to see
             raise lease._dead("the end of `async with`")
-        lease._connection = None
-        self._pool._give_back(lease._slot)
 
 
 class FeedContext(LeaseContext):
@@ -993,8 +1089,15 @@ class FeedContext(LeaseContext):
     __slots__ = ()
 
     async def __aenter__(self) -> Lease:
-        slot = await self._pool._acquire_feed(self._timeout, _getframe(1))
-        self._lease = Lease(self._pool, slot)
+        pool, self._pool = self._pool, None
+        if pool is None:
+            raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
+        try:
+            slot = await pool._acquire_feed(self._timeout, _getframe(1))
+        except BaseException:
+            self._pool = pool
+            raise
+        self._lease = Lease(pool, slot)
         return self._lease
 
 
@@ -1005,17 +1108,17 @@ def _no_time() -> float:
 # What the pool's tasks do. None of them holds the pool: a forgotten one can be collected.
 
 
-async def _open(connector: Connector, configure: Hook | None, timeout: float) -> Any:
+async def _open(connector: Connector, configure: Hook | None, timeout: float, opened: list[Any]) -> None:
+    """Append to ``opened``, so that the connection is not lost where the task is cancelled in its last step."""
     async with asyncio.timeout(timeout):
         connection = await connector.connect()
-        if configure is None:
-            return connection
-        try:
-            await configure(connection)
-        except BaseException:
-            connector.abort(connection)
-            raise
-        return connection
+        if configure is not None:
+            try:
+                await configure(connection)
+            except BaseException:
+                connector.abort(connection)
+                raise
+    opened.append(connection)
 
 
 async def _call(hook: Hook, connection: Any, timeout: float) -> None:
@@ -1058,10 +1161,10 @@ async def _keep_house(pool: weakref.ref[AsyncConnectionPool], bell: asyncio.Even
             pass
 
 
-def _lost(pool: weakref.ref[AsyncConnectionPool], slot: Slot) -> None:
+def _lost(pool: weakref.ref[AsyncConnectionPool], slot: Slot, connection_id: int) -> None:
     this = pool()
     if this is not None:
-        this._slot_lost(slot)
+        this._slot_lost(slot, connection_id)
 
 
 def _abandon(connector: Connector, connections: Iterable[Any], housekeeper: asyncio.Task[None] | None) -> None:
@@ -1092,6 +1195,8 @@ def _connector(
 
 def _describe(error: BaseException | None) -> str:
     """One line about an error; a bare TimeoutError says nothing of itself."""
+    if error is None:
+        return "none"
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -22,6 +22,9 @@ class Owner(Protocol):
     def name(self) -> str:
         """The pool's name."""
 
+    def _give_back(self, slot: Slot) -> None:
+        """A lease has ended."""
+
     def _lease_collected(self, slot: Slot) -> None:
         """A lease was collected without release. Called in any thread."""
 
@@ -74,6 +77,8 @@ class Lease:
         return connection._start(term, **options)
 
     def __getattr__(self, name: str) -> Any:
+        if name in Lease.__slots__:  # of a copy that was not made yet
+            raise AttributeError(name)
         return getattr(self._live(name), name)
 
     async def __aenter__(self) -> Lease:

@@ -141,7 +141,7 @@ def test_the_defaults_are_the_drivers() -> None:
         ({"url": f"admin:{SECRET}@db1"}, ValueError, "url must look like rethinkdb://"),
         ({"url": f"rethinkdb://admin:{SECRET}@db1:99999"}, ValueError, "url is malformed"),
         ({"url": "rethinkdb://db1?timeout=soon"}, ValueError, "timeout in the url must be a number"),
-        ({"url": "rethinkdb://db1?timeuot=5"}, ValueError, "not 'timeuot'"),
+        ({"url": "rethinkdb://db1?timeuot=5"}, ValueError, "auth_key and timeout and no other"),
         ({"pasword": SECRET}, TypeError, "pasword"),
     ],
 )

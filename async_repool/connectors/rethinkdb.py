@@ -1231,8 +1231,8 @@ def _from_url(url: object) -> dict[str, Any]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"url is malformed: {error}") from None
+    except ValueError:
+        raise ValueError("url is malformed: check its port, its brackets, and percent-encode the password") from None
     if not parts.scheme or not url.startswith(f"{url[: len(parts.scheme)]}://"):
         raise ValueError("url must look like rethinkdb://user:password@host:port/db?timeout=20")
     found: dict[str, Any] = {
@@ -1249,9 +1249,9 @@ def _from_url(url: object) -> dict[str, Any]:
             try:
                 found[name] = float(value)
             except ValueError:
-                raise ValueError(f"timeout in the url must be a number of seconds, not {value!r}") from None
+                raise ValueError("timeout in the url must be a number of seconds") from None
         else:
-            raise ValueError(f"url may have the options auth_key and timeout, not {name!r}")
+            raise ValueError("url may have the options auth_key and timeout and no other")
     return {name: value for name, value in found.items() if value not in (None, "")}
 
 

@@ -359,7 +359,8 @@ class ScriptedConnection:
         self._guards.clear()
         self._lost_callbacks = []
         self._streams.clear()
-        self._no_streams.set()
+        if now is not None:  # else nobody waits, for no loop runs
+            self._no_streams.set()
 
     def _when_lost(self, callback: Callable[[], None]) -> None:
         if self.is_lost:
