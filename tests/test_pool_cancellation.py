@@ -267,7 +267,7 @@ def survives_faults(opens: str, checks: str, closes: str) -> int:
         for verb, fault in ((connector.connects, opens), (connector.checks, checks), (connector.closes, closes)):
             verb.always(FAULTS[fault]())
         with contextlib.suppress(PoolException):
-            async with pool.connect(timeout=30) as lease:
+            async with pool.connect(timeout=7) as lease:
                 await lease._start("term")
 
     options = {"pool_size": 2, "connection_ttl": 1000, "close_timeout": 3, "check_timeout": 3, "check": check}
