@@ -18,7 +18,7 @@ import random
 import warnings
 import weakref
 from asyncio import current_task, get_running_loop
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from sys import _getframe
 from types import FrameType, MappingProxyType, TracebackType
@@ -27,11 +27,11 @@ from typing import Any, Final
 from . import _holders
 from ._ledger import CHECK, NEVER, Check, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
 from ._waiting_room import Ticket, WaitingRoom
-from .config import Hook, PoolConfig, check_seconds
+from .config import UNSET, Hook, PoolConfig, Unset, check_seconds
 from .connectors import Connector
 from .connectors.rethinkdb import R, RethinkDBConnector, RotatingConnector
 from .errors import ConnectFailed, LeaseError, PoolClosed, PoolDeadlock, PoolException, PoolTimeout, TooManyWaiters
-from .lease import Lease, LooseLease
+from .lease import DONE, Done, FeedContext, Lease, LeaseContext, LooseLease
 from .stats import CloseReport, PoolStats
 
 __all__ = ["AsyncConnectionPool", "R"]
@@ -56,43 +56,6 @@ def _disown_pools() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_pools)
-
-
-class Unset:
-    """The type of :data:`UNSET`."""
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Final = Unset()
-"""An argument that was not given: the pool's option holds."""
-
-
-class Done(Coroutine[Any, Any, None]):
-    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work; a task can be made of it
-    too.
-    """
-
-    def send(self, value: Any, /) -> Any:
-        raise StopIteration
-
-    def throw(self, *args: Any) -> Any:
-        raise args[0]
-
-    def close(self) -> None:
-        pass
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._nothing()
-
-    @staticmethod
-    def _nothing() -> Generator[Any, Any, None]:
-        return
-        yield
-
-
-DONE: Final = Done()
 
 
 class _Closing:
@@ -1044,61 +1007,6 @@ class AsyncConnectionPool:
             f"{self._name}: max_feed_connections={self._config.feed_limit} connections serve feeds; end one, or "
             "raise max_feed_connections"
         )
-
-
-class LeaseContext:
-    """What :meth:`AsyncConnectionPool.connect` returns: acquires on entry, releases on exit. Use it once."""
-
-    __slots__ = ("_lease", "_pool", "_timeout")
-
-    _lease: Lease
-
-    def __init__(self, pool: AsyncConnectionPool, timeout: float | None | Unset) -> None:
-        self._pool: Any = pool  # None while in use
-        self._timeout = timeout
-
-    async def __aenter__(self) -> Lease:
-        pool, self._pool = self._pool, None  # a second user of this context finds none
-        if pool is None:
-            raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
-        caller = _getframe(1)
-        try:
-            slot = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
-        except BaseException:
-            self._pool = pool
-            raise
-        self._lease = lease = Lease(pool, slot)
-        return lease
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # As release(), less what cannot be wrong here: whose lease it is, and the loop, which a task does not change.
-        lease = self._lease
-        pool = self._pool = lease._pool
-        if lease._connection is not None:
-            lease._connection = None
-            pool._give_back(lease._slot)
-        elif error is None:  # else that is the error to see
-            raise lease._dead("the end of `async with`")
-
-
-class FeedContext(LeaseContext):
-    """The same with ``looped_mode``: the connection leaves the pool until the feed has ended."""
-
-    __slots__ = ()
-
-    async def __aenter__(self) -> Lease:
-        pool, self._pool = self._pool, None
-        if pool is None:
-            raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
-        try:
-            slot = await pool._acquire_feed(self._timeout, _getframe(1))
-        except BaseException:
-            self._pool = pool
-            raise
-        self._lease = Lease(pool, slot)
-        return self._lease
 
 
 def _no_time() -> float:

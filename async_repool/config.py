@@ -8,12 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-__all__ = ["Hook", "PoolConfig"]
+__all__ = ["UNSET", "Hook", "PoolConfig", "Unset"]
 
 Hook: TypeAlias = Callable[[Any], Awaitable[object]]
 """An async callable that is given a connection. Raising makes the pool discard that connection."""
+
+
+class Unset:
+    """The type of :data:`UNSET`."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset()
+"""An argument of a call that was not given: the pool's option holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,21 @@
-"""The lease: what a user holds between acquire and release.
+"""The lease: what a user holds between acquire and release; and the context that does both.
 
-It forwards to the connection, has a default database of its own, and is dead after release. It knows nothing of the
-ledger's rules or of queues, and of the driver only the one method that ``query.run(connection)`` calls.
+A lease forwards to the connection, has a default database of its own, and is dead after release. It knows nothing of
+the ledger's rules or of queues, and of the driver only the one method that ``query.run(connection)`` calls.
 """
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Protocol
+from collections.abc import Coroutine, Generator
+from sys import _getframe
+from types import FrameType, TracebackType
+from typing import Any, Final, Protocol
 
 from ._ledger import Slot, SlotState
+from .config import Unset
 from .errors import LeaseError
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "LeaseContext"]
 
 
 class Owner(Protocol):
@@ -21,6 +24,15 @@ class Owner(Protocol):
     @property
     def name(self) -> str:
         """The pool's name."""
+
+    def _acquire_nowait(self, caller: FrameType) -> Slot | None:
+        """An idle slot, leased to the task that runs; None if the caller has to wait in line."""
+
+    async def _wait_in_line(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
+        """A leased slot, after waiting."""
+
+    async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
+        """A leased slot in the feed lane."""
 
     def _give_back(self, slot: Slot) -> None:
         """A lease has ended."""
@@ -126,3 +138,87 @@ class LooseLease(Lease):
     def __del__(self) -> None:
         if self._connection is not None:
             self._pool._lease_collected(self._slot)
+
+
+class LeaseContext:
+    """What :meth:`~async_repool.AsyncConnectionPool.connect` returns: acquires on entry, releases on exit.
+
+    For one user at a time; it may be used again after that.
+    """
+
+    __slots__ = ("_lease", "_pool", "_timeout")
+
+    _lease: Lease
+
+    def __init__(self, pool: Owner, timeout: float | None | Unset) -> None:
+        self._pool: Any = pool  # None while in use
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Lease:
+        pool, self._pool = self._pool, None  # a second user of this context finds none
+        if pool is None:
+            raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
+        caller = _getframe(1)
+        try:
+            slot = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
+        except BaseException:
+            self._pool = pool
+            raise
+        self._lease = lease = Lease(pool, slot)
+        return lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # As release(), less what cannot be wrong here: whose lease it is, and the loop, which a task does not change.
+        lease = self._lease
+        pool = self._pool = lease._pool
+        if lease._connection is not None:
+            lease._connection = None
+            pool._give_back(lease._slot)
+        elif error is None:  # else that is the error to see
+            raise lease._dead("the end of `async with`")
+
+
+class FeedContext(LeaseContext):
+    """The same with ``looped_mode``: the connection leaves the pool until the feed has ended."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Lease:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
+        try:
+            slot = await pool._acquire_feed(self._timeout, _getframe(1))
+        except BaseException:
+            self._pool = pool
+            raise
+        self._lease = Lease(pool, slot)
+        return self._lease
+
+
+class Done(Coroutine[Any, Any, None]):
+    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work; a task can be made of it
+    too.
+    """
+
+    def send(self, value: Any, /) -> Any:
+        raise StopIteration
+
+    def throw(self, *args: Any) -> Any:
+        raise args[0]
+
+    def close(self) -> None:
+        pass
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._nothing()
+
+    @staticmethod
+    def _nothing() -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+DONE: Final = Done()

@@ -19,7 +19,7 @@ OWN: dict[str, set[str]] = {
     "_ledger": {"errors", "config", "stats", "_backoff"},
     "_waiting_room": NOTHING,
     "_holders": NOTHING,
-    "lease": {"errors", "_ledger"},
+    "lease": {"errors", "config", "_ledger"},
     "connectors": NOTHING,
     "connectors._frames": NOTHING,
     "connectors.rethinkdb": {"errors", "connectors._frames"},

@@ -159,6 +159,21 @@ async def outage(pool: AsyncConnectionPool, connector: ScriptedConnector) -> Non
             await lease._start("term")
 
 
+async def checked(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    await asyncio.sleep(100)  # longer than check_idle
+    connector.checks.then(slow(1), error(OSError("gone")))
+    async with pool.connect() as lease:
+        await lease._start("term")
+
+
+async def housekept(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    leases = [await pool.acquire() for _ in range(2)]
+    for lease in leases:
+        pool.release(lease)
+    connector.checks.always(slow(1, error(OSError("gone"))))
+    await asyncio.sleep(2000)  # pings, shrinking, refilling
+
+
 async def closing(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
     connector.closes.then(slow(1), never())
     lease = await pool.acquire()
@@ -178,9 +193,12 @@ async def hook(connection: object) -> None:
 OPTIONS: dict[str, dict[str, Any]] = {
     "fixed size": {"pool_size": 2},
     "growing": {"pool_size": 2, "min_size": 0},
+    "with housekeeping": {"pool_size": 2, "min_size": 1, "ping_interval": 500, "max_idle": 700},
     "with hooks": {"pool_size": 2, "min_size": 1, "configure": hook, "check": hook, "reset": hook},
 }
 USES: list[Use] = [
+    checked,
+    housekept,
     idle,
     grown,
     waited,
