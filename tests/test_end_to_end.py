@@ -29,7 +29,7 @@ def arguments(rethinkdb_server: Any) -> dict[str, Any]:
 
 @pytest.fixture
 async def pool(arguments: dict[str, Any]) -> AsyncIterator[AsyncConnectionPool]:
-    async with AsyncConnectionPool(arguments, pool_size=3, acquire_timeout=10, name="main") as pool:
+    async with AsyncConnectionPool(arguments, pool_size=3, name="main") as pool:
         yield pool
 
 

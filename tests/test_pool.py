@@ -9,11 +9,11 @@ import logging
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pool_kit import acquire_soon, open_pool, turn
 
 from async_repool import (
     AsyncConnectionPool,
@@ -32,34 +32,9 @@ from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector,
 pytestmark = pytest.mark.virtual_time
 
 
-@asynccontextmanager
-async def open_pool(connector: ScriptedConnector | None = None, **options: Any) -> AsyncIterator[AsyncConnectionPool]:
-    """A pool on a scripted connector. At the end it is closed, and nothing of it is left."""
-    connector = ScriptedConnector() if connector is None else connector
-    pool = AsyncConnectionPool(connector, **{"name": "main", **options})
-    async with pool:
-        yield pool
-    connector.assert_nothing_left()
-    stats = pool.stats()
-    assert (stats.size, stats.feeds, stats.retired, stats.waiting) == (0, 0, 0, 0)
-    assert stats.closed_total == stats.opened_total
-
-
 def number(lease: Lease) -> int:
     """Which connection a lease is on: 1 for the first that was opened."""
     return lease.number  # type: ignore[no-any-return]
-
-
-async def acquire_soon(pool: AsyncConnectionPool, **arguments: Any) -> asyncio.Task[Lease]:
-    """A task that has begun to acquire."""
-    task = asyncio.create_task(pool.acquire(**arguments))
-    await turn()
-    return task
-
-
-async def turn(times: int = 5) -> None:
-    for _ in range(times):
-        await asyncio.sleep(0)
 
 
 # ---- acquire and release

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from pool_kit import now, open_pool, turn
 
 from async_repool import (
     AsyncConnectionPool,
@@ -24,23 +25,6 @@ from async_repool.testing import virtual_clock
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, never, ok, slow
 
 pytestmark = pytest.mark.virtual_time
-
-
-@asynccontextmanager
-async def open_pool(connector: ScriptedConnector | None = None, **options: Any) -> AsyncIterator[AsyncConnectionPool]:
-    connector = ScriptedConnector() if connector is None else connector
-    async with AsyncConnectionPool(connector, **{"name": "main", **options}) as pool:
-        yield pool
-    connector.assert_nothing_left()
-
-
-async def turn() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 # ---- between a hand-over and the turn of who was served

@@ -8,11 +8,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from pool_kit import now, open_pool, turn
 
 from async_repool import AsyncConnectionPool, CloseReport, ConnectFailed, PoolDeadlock, PoolException, PoolTimeout
 from async_repool.testing import virtual_clock
@@ -21,23 +20,6 @@ from async_repool.testing.scripted import ScriptedConnector, error, never, ok, s
 pytestmark = pytest.mark.virtual_time
 
 HERE = re.escape(__file__)
-
-
-@asynccontextmanager
-async def open_pool(connector: ScriptedConnector | None = None, **options: Any) -> AsyncIterator[AsyncConnectionPool]:
-    connector = ScriptedConnector() if connector is None else connector
-    async with AsyncConnectionPool(connector, **{"name": "main", **options}) as pool:
-        yield pool
-    connector.assert_nothing_left()
-
-
-async def turn() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
