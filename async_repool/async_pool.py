@@ -21,6 +21,7 @@ from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from sys import _getframe
+from time import monotonic
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ from .config import UNSET, Hook, PoolConfig, Unset, check_seconds
 from .connectors import Connector
 from .connectors.rethinkdb import R, RethinkDBConnector, RotatingConnector
 from .errors import ConnectFailed, LeaseError, PoolClosed, PoolDeadlock, PoolException, PoolTimeout, TooManyWaiters
-from .lease import DONE, Done, FeedContext, Lease, LeaseContext, LooseLease
+from .lease import DONE, Done, FeedContext, Lease, LeaseContext
 from .stats import CloseReport, PoolStats
 
 __all__ = ["AsyncConnectionPool", "R"]
@@ -183,7 +184,8 @@ class AsyncConnectionPool:
         if self._ledger.state is not LedgerState.CLOSED:
             raise self._unusable("init_pool()")
         self._loop = loop
-        self._time = loop.time
+        # What loop.time() calls, unless the loop has a clock of its own: every acquire asks twice.
+        self._time = monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
         self._generation += 1
         generation = self._generation
         _live_pools.add(self)
@@ -395,9 +397,9 @@ class AsyncConnectionPool:
             check_seconds("timeout", timeout)
         caller = _getframe(1)
         slot = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
-        return LooseLease(self, slot)
+        return Lease(self, slot)
 
-    def release(self, lease: Lease) -> Done:
+    def release(self, conn: Lease) -> Done:
         """Give a lease back, at once. What it returns may be awaited, and is done already.
 
         The connection goes to whoever has waited longest, or back to the idle ones; a broken or drained one is
@@ -406,7 +408,7 @@ class AsyncConnectionPool:
         :raises LeaseError: the lease was released before, or is of another pool; nothing has changed then.
         :raises PoolException: called outside the event loop that the pool was opened in; the lease is still live then.
         """
-        self._give_back(self._end(lease, "release()"))
+        self._give_back(self._end(conn, "release()"))
         return DONE
 
     def connect(self, looped_mode: bool = False, *, timeout: float | None | Unset = UNSET) -> LeaseContext:
@@ -415,22 +417,22 @@ class AsyncConnectionPool:
         Waits, raises and is cancelled as :meth:`acquire`.
 
         :param looped_mode: for a feed that lives long. The connection leaves the pool, where another may take its
-            place,
-            until the feed has ended; at most ``max_feed_connections`` do so, or :class:`PoolException` is raised.
+            place, until the feed has ended; at most ``max_feed_connections`` do so, or :class:`PoolException` is
+            raised.
         """
         if timeout is not UNSET:
             check_seconds("timeout", timeout)
         return FeedContext(self, timeout) if looped_mode else LeaseContext(self, timeout)
 
-    def release_to_looped(self, lease: Lease) -> Done:
+    def release_to_looped(self, conn: Lease) -> Done:
         """Give a lease back whose connection serves a feed: it leaves the pool until the feed has ended.
 
         Raises as :meth:`release`; and :class:`PoolException`, with the lease still live, where the feed lane is full.
         """
-        is_leased = isinstance(lease, Lease) and lease._slot.state is LEASED
+        is_leased = isinstance(conn, Lease) and conn._slot.state is LEASED
         if is_leased and self._open_loop is not None and not self._ledger.has_feed_room():
             raise self._feed_lane_full()
-        slot = self._end(lease, "release_to_looped()")
+        slot = self._end(conn, "release_to_looped()")
         if slot.state is LEASED and self._open_loop is not None:
             self._ledger.to_feed_lane(slot)
             self._release_feed(slot)
@@ -445,7 +447,7 @@ class AsyncConnectionPool:
         if loop is not self._open_loop:
             raise self._unusable("acquire()")
         while (slot := self._room.take_nowait()) is not None:
-            now = loop.time()
+            now = self._time()
             try:  # as _is_open(), without a call for each lease
                 is_open = self._connector.is_open(slot.connection)
             except Exception:
@@ -528,7 +530,7 @@ class AsyncConnectionPool:
     def _look_for_deadlock(self) -> None:
         if not self._is_deadlock() or (self._deadlock_was_logged and not self._config.debug):
             return
-        held = _holders.describe(self._holders(), self._time())
+        held = _holders.describe((slot.holder for slot in self._ledger.slots), self._time())
         what = (
             f"{self._name}: deadlock: each of the {self._ledger.leased} leases is held by a task that itself waits for "
             f"one.{held}\nAcquire one lease at a time in a task, or raise pool_size"
@@ -539,7 +541,9 @@ class AsyncConnectionPool:
         log.warning("%s", what)
 
     def _is_deadlock(self) -> bool:
-        return self._ledger.is_leased_out and _holders.is_deadlock(self._holders(), self._waiting_tasks)
+        # Leases of feeds are beside the size: their end gives nobody a slot.
+        holders = (slot.holder for slot in self._ledger.slots)
+        return self._ledger.is_leased_out and _holders.is_deadlock(holders, self._waiting_tasks)
 
     def _holders(self) -> Iterator[_holders.Holder]:
         """Of the leases that are out."""
@@ -795,8 +799,8 @@ class AsyncConnectionPool:
 
     def _slot_lost(self, slot: Slot, connection_id: int) -> None:
         """A connection died. Idle, it goes; in use, it goes when it comes home. Its siblings may have died too."""
-        if slot.state not in (SlotState.IDLE, SlotState.LEASED) or id(slot.connection) != connection_id:
-            return
+        if id(slot.connection) != connection_id:
+            return  # it is in nobody's hands any more
         if slot.state is SlotState.IDLE:
             self._room.remove((slot,))
             failures = self._ledger.connect_failures_total
@@ -906,7 +910,8 @@ class AsyncConnectionPool:
 
     @staticmethod
     async def check_connection(connection: Any) -> None:
-        """A ready-made ``check``: ask the server who it is, and raise unless it is still the one that it was at first.
+        """A ready-made ``check``: ask the server who it is, and raise unless it is the one that this connection reached
+        at first.
 
         One round trip. If cancelled, the connection remains usable.
         """

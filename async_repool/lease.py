@@ -116,6 +116,10 @@ class Lease:
     def _dead(self, use: str) -> LeaseError:
         return LeaseError(f"{self._pool.name}: {use} on a lease that was released before; acquire a new one")
 
+    def __del__(self) -> None:
+        if self._connection is not None:
+            self._pool._lease_collected(self._slot)
+
     @property
     def _was_ended_by_pool(self) -> bool:
         return self._slot.state is SlotState.GONE
@@ -128,16 +132,6 @@ class Lease:
             raise LeaseError(f"{pool.name}: release() of a lease that was released before")
         self._connection = None
         return self._slot
-
-
-class LooseLease(Lease):
-    """A lease that no block releases at its end. Where it is collected without release, the pool takes it back."""
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        if self._connection is not None:
-            self._pool._lease_collected(self._slot)
 
 
 class LeaseContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -121,6 +122,39 @@ async def test_when_one_connection_dies_its_idle_siblings_are_checked_together_b
         assert connector.checks.max_in_progress == 4, "together, not in turn"
         assert now() - began < 6
         assert pool.stats().idle == 5
+
+
+@pytest.mark.parametrize("use", ["a feed", "a feed that is read on", "a connection that is to be closed", "a reset"])
+async def test_when_one_connection_dies_in_whatever_use_its_idle_siblings_are_checked(use: str) -> None:
+    connector = ScriptedConnector()
+
+    async def reset(connection: Any) -> None:
+        await asyncio.sleep(1 if use == "a reset" else 0)
+
+    async with AsyncConnectionPool(connector, 3, reset=reset) as pool:
+        lease = await pool.acquire()
+        connection = connector.connections[lease.number - 1]
+        if use == "a feed":
+            pool.release(lease)
+            await asyncio.sleep(1)
+            feed = pool.connect(looped_mode=True)
+            connection = connector.connections[(await feed.__aenter__()).number - 1]
+        elif use == "a feed that is read on":
+            connection.open_stream()
+            pool.release_to_looped(lease)
+        elif use == "a connection that is to be closed":
+            connection.open_stream()
+            await pool.drain()
+            pool.release(lease)
+        else:
+            pool.release(lease)
+        await asyncio.sleep(0.5)
+        assert connector.checks.started_total == 0
+        connector.drop(connection)
+        await asyncio.sleep(0.01)
+        assert connector.checks.started_total >= 2
+        if use == "a feed":
+            await feed.__aexit__(None, None, None)
 
 
 async def test_siblings_that_pass_their_check_are_kept() -> None:
@@ -354,6 +388,23 @@ async def test_leases_handed_from_task_to_task_are_legal_and_only_warned_of(capl
     assert len(warnings_of(caplog)) == 1
 
 
+async def test_a_feed_does_not_hide_a_deadlock() -> None:
+    async with AsyncConnectionPool(ScriptedConnector(), 1, debug=True) as pool:
+        following = asyncio.Event()
+
+        async def follow() -> None:
+            async with pool.connect(looped_mode=True):
+                await following.wait()
+
+        feed = asyncio.create_task(follow())
+        await asyncio.sleep(1)
+        async with pool.connect():
+            with pytest.raises(PoolDeadlock):
+                await pool.acquire()
+        following.set()
+        await feed
+
+
 async def test_it_is_no_deadlock_while_a_connection_may_still_be_opened(caplog: pytest.LogCaptureFixture) -> None:
     connector = ScriptedConnector()
     async with open_pool(connector, pool_size=2, min_size=1, debug=True) as pool:
@@ -396,6 +447,21 @@ async def test_a_lease_whose_task_was_cancelled_before_it_saw_it_is_taken_back()
         gc.collect()
         async with pool.connect(timeout=1):
             pass
+
+
+@pytest.mark.parametrize("looped_mode", [False, True])
+async def test_a_lease_whose_context_was_collected_without_its_end_is_taken_back(
+    looped_mode: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncConnectionPool(ScriptedConnector(), 1, name="main") as pool:
+        stack = contextlib.AsyncExitStack()
+        await stack.enter_async_context(pool.connect(looped_mode))
+        del stack
+        gc.collect()
+        await asyncio.sleep(0.01)
+        assert (pool.stats().leased, pool.stats().feeds) == (0, 0)
+        (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert "dropped without release" in record.getMessage()
 
 
 # ---- the report of close

@@ -141,6 +141,9 @@ def test_the_defaults_are_the_drivers() -> None:
         ({"url": f"admin:{SECRET}@db1"}, ValueError, "url must look like rethinkdb://"),
         ({"url": f"rethinkdb://admin:{SECRET}@db1:99999"}, ValueError, "url is malformed"),
         ({"url": "rethinkdb://db1?timeout=soon"}, ValueError, "timeout in the url must be a number"),
+        ({"url": "rethinkdb://admin:12345#Secret@db1:28015/x"}, ValueError, "percent-encode it"),
+        ({"url": "rethinkdb://admin:1234/Secret@db1:28015/x"}, ValueError, "percent-encode it"),
+        ({"url": "rethinkdb://admin:123?Secret@db1/x"}, ValueError, "percent-encode it"),
         ({"url": "rethinkdb://db1?timeuot=5"}, ValueError, "auth_key and timeout and no other"),
         ({"pasword": SECRET}, TypeError, "pasword"),
     ],
@@ -600,6 +603,21 @@ async def test_a_cancelled_check_leaves_the_connection_usable(scripted: Scripted
         peer.answer(token, SERVER_INFO_ANSWER, {"id": "in time"})
         await second
         assert connector.is_open(connection)
+
+
+async def test_check_raises_where_the_server_is_another_one(scripted: ScriptedServer) -> None:
+    connector = connector_to(scripted)
+    async with connected(connector) as connection:
+        peer = await scripted.peer()
+
+        async def be(server_id: str) -> None:
+            token, _ = await peer.request()
+            peer.answer(token, SERVER_INFO_ANSWER, {"id": server_id})
+
+        for _ in range(2):
+            await asyncio.gather(connector.check(connection), be("first"))
+        with pytest.raises(ReqlDriverError, match="is another one now: second, not first"):
+            await asyncio.gather(connector.check(connection), be("second"))
 
 
 async def test_check_raises_when_the_peer_has_gone(scripted: ScriptedServer) -> None:

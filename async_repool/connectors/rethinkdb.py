@@ -17,6 +17,7 @@ import inspect
 import json
 import math
 import os
+import re
 import socket
 import ssl as tls
 import threading
@@ -70,6 +71,14 @@ KEEPALIVE_OPTIONS = (
 MAX_QUERY_BYTES = 134_217_727
 """Longest query that the server takes. After refusing a longer one it ends the connection, and with it the queries of
 everybody else, so such a query is refused here in the server's words."""
+
+MOST_UNANSWERED = 1_000
+"""Queries that are sent before others are answered. The server takes 1,024 on one connection, and a STOP needs a place
+too: with none left, nothing could be stopped any more.
+"""
+
+MOST_FORGOTTEN = 500
+"""Forgotten queries that may still be to be answered on a connection that somebody else is given."""
 
 FLUSH_BYTES = 65_536
 """With so much to write, the end of the loop's turn is not waited for. It is the transport's own high-water mark, so
@@ -464,9 +473,11 @@ class _Wire(asyncio.Protocol):
         size = len(payload) - HEADER_BYTES
         if size > MAX_QUERY_BYTES:
             raise ReqlDriverError(f"Query size ({size}) greater than maximum ({MAX_QUERY_BYTES}).")
-        request = _Request(query, payload, self._loop.create_future(), noreply)
+        # The server answers whatever is not JSON's true; a term is written as what it builds to.
+        is_noreply = (noreply.build() if isinstance(noreply, RqlQuery) else noreply) is True
+        request = _Request(query, payload, self._loop.create_future(), is_noreply)
         del payload
-        if self._is_paused:
+        if self._blocked or self._must_wait():
             self._blocked[query.token] = request
         else:
             self._post(request)
@@ -475,6 +486,8 @@ class _Wire(asyncio.Protocol):
         except BaseException:
             self._forget(request)  # nothing is left to forget if this is the query's own error
             raise
+        finally:
+            del request  # or an error that is kept would keep the request, and with it the query
 
     def _post(self, request: _Request) -> None:
         if request.is_noreply:
@@ -508,8 +521,19 @@ class _Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
+        self._post_blocked()
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether so many forgotten queries are still to be answered that the next user should not wait for them."""
+        return len(self._swallowed) > MOST_FORGOTTEN
+
+    def _must_wait(self) -> bool:
+        return self._is_paused or len(self._waiting) + len(self._swallowed) >= MOST_UNANSWERED
+
+    def _post_blocked(self) -> None:
         # First come, first served. Posting may fill the transport again and pause within this loop.
-        while self._blocked and not self._is_paused:
+        while self._blocked and not self._must_wait():
             _, request = self._blocked.popitem(last=False)
             if not request.future.done():  # done: cancelled in this turn of the loop, and its task has not run yet
                 self._post(request)
@@ -519,8 +543,11 @@ class _Wire(asyncio.Protocol):
     def _forget(self, request: _Request) -> None:
         """The task of this query no longer waits. CONTINUE and STOP are not held up by back-pressure: there are few."""
         token = request.query.token
-        if self._blocked.pop(token, None) is None and self._waiting.pop(token, None) is not None:
-            self._abandon(request, owed=1)
+        if self._blocked.pop(token, None) is None:
+            if self._waiting.pop(token, None) is not None:
+                self._abandon(request, owed=1)
+            else:
+                self.stop_stream(token)  # its first rows came, but its task was cancelled before it took the cursor
         self._pulse()
 
     def _abandon(self, request: _Request, owed: int) -> None:
@@ -571,6 +598,8 @@ class _Wire(asyncio.Protocol):
             self.fail(str(error), error)
         except Exception as error:  # nothing is awaited here: whatever the driver makes of a strange answer
             self.fail(f"sent an answer that cannot be read: {type(error).__name__}: {error}", error)
+        if self._blocked:
+            self._post_blocked()
         self._pulse()
 
     def _check_known(self, token: int) -> None:
@@ -606,22 +635,25 @@ class _Wire(asyncio.Protocol):
         query, future = request.query, request.future
         try:
             answer = self._parent._decode(query, body)
+            kind = answer.type
+            value = answer.data[0] if kind == _Answer.SUCCESS_ATOM or kind == _Answer.SERVER_INFO else None
+            failure = None if kind in _SUCCESSES else answer.make_error(query)
         except Exception as error:  # nothing is awaited here
             if _type_of(body) == _Answer.SUCCESS_PARTIAL:
                 self._stop(query.token, 0)
+            if isinstance(error, StopIteration):  # which a future cannot hold
+                error = RuntimeError(f"the decoder raised {error!r}")
             future.set_exception(error)
             return
-        kind = answer.type
-        if kind == _Answer.SUCCESS_ATOM or kind == _Answer.SERVER_INFO:
-            future.set_result(maybe_profile(answer.data[0], answer))
+        if failure is not None:
+            future.set_exception(failure)
+        elif kind == _Answer.SUCCESS_ATOM or kind == _Answer.SERVER_INFO:
+            future.set_result(maybe_profile(value, answer))
         elif kind == _Answer.SUCCESS_PARTIAL or kind == _Answer.SUCCESS_SEQUENCE:
-            # If the task is cancelled before it takes the cursor, that is collected, and its stream stopped.
             future.set_result(maybe_profile(RethinkDBCursor(self, query, answer), answer))
-        elif kind == _Answer.WAIT_COMPLETE:
+        else:
             self._noreply_done = max(self._noreply_done, request.covers)
             future.set_result(None)
-        else:
-            future.set_exception(answer.make_error(query))
 
     def _feed(self, stream: _Stream, body: bytes | bytearray) -> None:
         if not stream.owed:
@@ -728,6 +760,16 @@ class _Wire(asyncio.Protocol):
         self._progress.clear()
 
 
+_SUCCESSES = frozenset(
+    {
+        _Answer.SUCCESS_ATOM,
+        _Answer.SUCCESS_PARTIAL,
+        _Answer.SUCCESS_SEQUENCE,
+        _Answer.SERVER_INFO,
+        _Answer.WAIT_COMPLETE,
+    }
+)
+_ANSWER_START = re.compile(rb'\s*\{\s*"t"\s*:\s*(\d+)\s*,\s*"r"\s*:\s*\[')
 _PLAIN_DECODER = json.JSONDecoder()
 _ENCODER = ReQLEncoder()
 _PLAIN_OPTIONS = (RqlQuery, str, int, float, type(None))
@@ -737,11 +779,18 @@ def _type_of(body: bytes | bytearray) -> int:
     """The type of an answer that could not be decoded. Raises FrameError where the fault is not the decoder's."""
     try:
         answer = json.loads(str(body, "utf-8"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise FrameError(f"sent an answer that is not valid JSON: {bytes(body[:80])!r}") from error
+    except RecursionError:  # too deep for Python, which is the affair of the query that asked for it
+        match = _ANSWER_START.match(body)
+        if match is None:
+            raise FrameError(f"sent JSON that is no answer: {bytes(body[:80])!r}") from None
+        return int(match[1])
     if not isinstance(answer, dict) or not isinstance(answer.get("t"), int) or not isinstance(answer.get("r"), list):
         raise FrameError(f"sent JSON that is no answer: {bytes(body[:80])!r}")
     kind: int = answer["t"]
+    if kind in (_Answer.SUCCESS_ATOM, _Answer.SERVER_INFO) and not answer["r"]:
+        raise FrameError(f"sent an answer without a value: {bytes(body[:80])!r}")
     return kind
 
 
@@ -922,6 +971,11 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         return 0 if self._instance is None else self._instance.pending_noreply
 
     @property
+    def is_clogged(self) -> bool:
+        """Whether the server still works on so many cancelled queries that others would have to wait."""
+        return self._instance is not None and self._instance.is_clogged
+
+    @property
     def is_idle(self) -> bool:
         """Whether nobody waits for an answer or reads a cursor."""
         return not self.in_flight and not self.open_cursors
@@ -930,12 +984,6 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
     def lost_reason(self) -> str | None:
         """What the peer did, if it ended the connection or broke the protocol; ``None`` otherwise."""
         return None if self._instance is None else self._instance.lost_reason
-
-    async def wait_cursors_closed(self) -> None:
-        """Wait until no cursor has rows to come, as long as that takes. Returns when the connection is lost."""
-        wire = self._instance
-        if wire is not None:
-            await wire.wait_until(lambda: not wire.open_cursors)
 
     async def wait_idle(self) -> None:
         """Wait until nobody waits for an answer or reads a cursor, as long as that takes, or the connection is lost."""
@@ -1144,8 +1192,8 @@ class RethinkDBConnector:
         return connection
 
     def is_open(self, connection: RethinkDBConnection, /) -> bool:
-        """Whether the connection is usable as far as is known here."""
-        return bool(connection.is_open())
+        """Whether the connection is usable as far as is known here, and not clogged by forgotten queries."""
+        return bool(connection.is_open()) and not connection.is_clogged
 
     def on_lost(self, connection: RethinkDBConnection, callback: Callable[[], None], /) -> None:
         """Call ``callback`` once when the connection has died other than by :meth:`close` or :meth:`abort`."""
@@ -1181,7 +1229,8 @@ class RotatingConnector(RethinkDBConnector):
 
     :param ask: called without arguments; returns a mapping of those of :class:`RethinkDBConnector`, or an awaitable of
         one. What it raises, the opening raises.
-    :param timeout: seconds for the whole of :meth:`connect`, whatever the arguments say; None: what they say.
+    :param timeout: seconds for the whole of :meth:`connect`, whatever the arguments say; None: what they say, from the
+        second opening on, for the first has to be bounded before they are known: by 20 s.
     """
 
     def __init__(self, ask: Callable[[], Any], timeout: float | None) -> None:
@@ -1235,6 +1284,8 @@ def _from_url(url: object) -> dict[str, Any]:
         raise ValueError("url is malformed: check its port, its brackets, and percent-encode the password") from None
     if not parts.scheme or not url.startswith(f"{url[: len(parts.scheme)]}://"):
         raise ValueError("url must look like rethinkdb://user:password@host:port/db?timeout=20")
+    if "#" in url or "@" in parts.path or "@" in parts.query:
+        raise ValueError("url has a '#', '/' or '?' in its user or password: percent-encode it")
     found: dict[str, Any] = {
         "host": host,
         "port": port,

@@ -178,7 +178,7 @@ class _Session(ClientConnection):
             return
         batch_rows = max(1, int(given.get("max_batch_rows", _BATCH_ROWS)))
         rows = answers(session, query[1], batch_rows)
-        started = _Query(self, token, rows, batch_rows, is_quiet=bool(given.get("noreply")))
+        started = _Query(self, token, rows, batch_rows, is_quiet=given.get("noreply") is True)
         self.queries[token] = started
         if started.is_quiet:
             self._quiet.add(started)
