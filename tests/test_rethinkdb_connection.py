@@ -902,7 +902,7 @@ async def test_a_task_that_nobody_holds_reads_its_feed_all_the_same(link: Link) 
 
 async def test_an_answer_too_deep_for_python_fails_its_own_query_only(link: Link) -> None:
     task, token = await link.started()
-    body = b'{"t":1,"r":[' + b"[" * 5000 + b"]" * 5000 + b"]}"
+    body = b'{"t":1,"r":[' + b"[" * 100_000 + b"]" * 100_000 + b"]}"
     link.peer.send(struct.pack("<QL", token, len(body)) + body)
     with pytest.raises(RecursionError):
         await task
