@@ -232,6 +232,20 @@ def test_a_connection_that_was_just_opened_is_not_surplus_because_others_were_id
     assert len(ledger.tend(1600, 0).close) == 1
 
 
+def test_each_surplus_connection_has_its_own_time() -> None:
+    ledger, slots = grown_to(4, min_size=1, max_idle=600, connection_ttl=0)
+    for slot in slots[2:]:
+        assert ledger.lease(slot, 0, is_open=True) is None
+    for slot in slots[2:]:
+        assert ledger.release(slot, 500, is_open=True) is None  # two were surplus from 0 on, the third from 500 on
+    orders = ledger.tend(600, 0)
+    assert (len(orders.close), orders.wake_at) == (2, 1100)
+    for slot, reason in orders.close:
+        ledger.closed(slot, reason)
+    assert ledger.tend(1099, 0).close == []
+    assert len(ledger.tend(1100, 0).close) == 1
+
+
 def test_max_idle_of_zero_closes_surplus_at_once_and_none_never() -> None:
     assert len(grown_to(3, min_size=1, max_idle=0)[0].tend(0, 0).close) == 2
     assert grown_to(3, min_size=1, max_idle=None)[0].tend(1e12, 0).close == []
