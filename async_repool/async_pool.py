@@ -385,7 +385,8 @@ class AsyncConnectionPool:
 
         Takes an idle connection at once. Where there is none, waits in line for up to ``timeout`` seconds (None: for
         ever; not given: the pool's ``acquire_timeout``), strictly first come, first served, while the pool opens a
-        connection if it may. If cancelled, the caller leaves the line and its turn goes to the next.
+        connection if it may. With 0, only what is at hand counts; a connection that is due for a check is not. If
+        cancelled, the caller leaves the line and its turn goes to the next.
 
         :raises PoolTimeout: no connection became free in time.
         :raises ConnectFailed: a connection was needed and could not be opened; the cause is the driver's error.
