@@ -1,4 +1,4 @@
-"""Odd moments, odd users and odd connectors, each found by an attack on the pool."""
+"""Odd moments, odd users and odd connectors."""
 
 from __future__ import annotations
 
