@@ -190,6 +190,7 @@ class AsyncConnectionPool:
         generation = self._generation
         _live_pools.add(self)
         self._was_open = False
+        self._closing = _Closing(0.0, 0)
         self._bell, self._wake_at = asyncio.Event(), NEVER
         self._leases_home = asyncio.Event()
         self._all_closed = asyncio.Event()
@@ -694,11 +695,10 @@ class AsyncConnectionPool:
             self._close_slot(slot, self._ledger.unfit(slot, self._time(), self._is_open(slot)))
             if is_checked:
                 self._ping(self._ledger.suspect(self._time()))
-            self._tend()
         else:
             reason = self._ledger.prepared(slot, self._time(), self._is_open(slot))
             self._come_home(slot, reason, is_checked=is_checked)
-            self._tend()
+        self._tend()
 
     def _open(self, slot: Slot) -> None:
         """Open a connection for a connecting slot."""
@@ -751,17 +751,14 @@ class AsyncConnectionPool:
         """
         connection = slot.connection
         log.debug("%s: closing a connection: %s", self._name, reason)
-        if not self._is_open(slot):
+        is_open = self._is_open(slot)
+        is_read = is_open and self._has_streams(connection)
+        if not is_open or (is_read and self._closing.is_over):
             self._connector.abort(connection)
             self._ledger.closed(slot, reason)
             self._settle_close()
             return None
-        if self._has_streams(connection):
-            if self._closing.is_over:
-                self._connector.abort(connection)
-                self._ledger.closed(slot, reason)
-                self._settle_close()
-                return None
+        if is_read:
             self._ledger.retire(slot)
             work = _wait_streams(self._connector, connection, self._config.cursor_grace)
             task = self._spawn("last cursor", work, partial(self._retired, slot, reason))

@@ -144,6 +144,19 @@ async def test_close_aborts_the_reader_of_a_connection_that_was_reset_meanwhile(
         assert now() == pytest.approx(5)
 
 
+async def test_a_reader_has_its_grace_in_a_pool_that_was_opened_again_after_a_close_that_aborted() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=1, cursor_grace=60) as pool:
+        lease = await pool.acquire()
+        await pool.close(timeout=1)
+        assert not lease.is_open()
+        await pool.init_pool()
+        connector.connections[1].open_stream()
+        await pool.drain()
+        await asyncio.sleep(50)
+        assert connector.connections[1].is_open()
+
+
 async def test_on_reconnect_failed_may_close_the_pool() -> None:
     connector = ScriptedConnector()
     closed = []
