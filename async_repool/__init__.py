@@ -3,19 +3,30 @@
 from .async_pool import AsyncConnectionPool, R
 from .connectors import Connector
 from .connectors.rethinkdb import RethinkDBConnector
-from .errors import ConnectFailed, LeaseError, PoolClosed, PoolDeadlock, PoolException, PoolTimeout, TooManyWaiters
+from .errors import (
+    ConnectFailed,
+    LeaseError,
+    OutcomeUnknown,
+    PoolClosed,
+    PoolDeadlock,
+    PoolException,
+    PoolTimeout,
+    TooManyWaiters,
+)
 from .lease import Lease
-from .stats import CloseReport, PoolStats
+from .stats import PoolStats
+from .streams import FeedGap
 
 __version__ = "2.0.0"
 
 __all__ = [
     "AsyncConnectionPool",
-    "CloseReport",
     "ConnectFailed",
     "Connector",
+    "FeedGap",
     "Lease",
     "LeaseError",
+    "OutcomeUnknown",
     "PoolClosed",
     "PoolDeadlock",
     "PoolException",

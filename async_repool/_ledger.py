@@ -25,31 +25,34 @@ NEVER: Final = float("inf")
 PROBATION_SECONDS: Final = 1.0
 """A new connection that dies within this time, before its first lease, counts as one that could not be opened."""
 
+CROWDED: Final = 2
+"""Queries on each shared connection from which on another one is opened, where there is room. An idle one is shared
+before that: one thread of the server serves one connection, so two queries that keep it busy take half the time on two.
+"""
+
 
 class SlotState(Enum):
-    """What a slot holds. The sum of the four that hold something is the pool's size."""
+    """What a slot holds. The sum of the five that hold something is the pool's size."""
 
     EMPTY = "empty"
     CONNECTING = "connecting"  # being opened, checked or reset: on its way to be idle
     IDLE = "idle"
     LEASED = "leased"
+    SHARED = "shared"  # carries queries of many
     CLOSING = "closing"
     # Outside the pool's size, in the lane:
     FEED = "feed"  # leased to a feed
+    CARRIER = "carrier"  # carries feeds of many
     TRAILING = "trailing"  # was leased to a feed, which is read on after the lease
     RETIRED = "retired"  # waits for its last cursor to end, then closes
     GONE = "gone"  # nothing; the lease of such a slot was ended by the pool
 
 
 # Reading a member off its enum class costs more than the rest of a step.
-EMPTY, CONNECTING, IDLE, LEASED, CLOSING = (
-    SlotState.EMPTY,
-    SlotState.CONNECTING,
-    SlotState.IDLE,
-    SlotState.LEASED,
-    SlotState.CLOSING,
-)
-FEED, TRAILING, RETIRED, GONE = SlotState.FEED, SlotState.TRAILING, SlotState.RETIRED, SlotState.GONE
+EMPTY, CONNECTING, IDLE = SlotState.EMPTY, SlotState.CONNECTING, SlotState.IDLE
+LEASED, SHARED, CLOSING = SlotState.LEASED, SlotState.SHARED, SlotState.CLOSING
+FEED, CARRIER, TRAILING = SlotState.FEED, SlotState.CARRIER, SlotState.TRAILING
+RETIRED, GONE = SlotState.RETIRED, SlotState.GONE
 
 
 class CloseReason(StrEnum):
@@ -94,8 +97,18 @@ class Slot:
     """The pool's place for one connection. Read by all, written by the ledger alone."""
 
     __slots__ = (
-        *("connection", "doomed", "is_asked_for", "expires_at", "holder", "idle_since", "is_probe"),
-        *("is_pinged", "is_proven", "opened_at", "state"),
+        *(
+            "connection",
+            "doomed",
+            "ended_at",
+            "expires_at",
+            "holder",
+            "idle_since",
+            "in_flight",
+            "is_asked_for",
+            "is_for_caller",
+        ),
+        *("is_pinged", "is_proven", "is_suspected", "opened_at", "state"),
     )
 
     def __init__(self) -> None:
@@ -105,14 +118,18 @@ class Slot:
         self.opened_at = 0.0
         self.expires_at = NEVER
         self.idle_since = 0.0
-        self.doomed: CloseReason | None = None  # to be closed when it comes home
-        self.is_probe = False  # opening began when an outage was known
+        self.ended_at: float | None = None  # when the pool ended it under its users
+        self.in_flight = 0  # queries, or feeds, that it carries; 0 unless SHARED or CARRIER
+        self.doomed: CloseReason | None = None  # to be closed when it comes home; takes no new query or feed
+        self.is_suspected = False  # is checked while it carries queries; takes no new one
+        self.is_for_caller = False  # its opening began for a caller who waits, and no outage was known
         self.is_asked_for = False  # is checked because a caller asked for it
         self.is_pinged = False  # is checked though nobody asks for it: as good as idle
         self.is_proven = False  # its connection was leased, or passed its check
 
     def __repr__(self) -> str:
-        return f"<Slot {self.state.value}{f' doomed: {self.doomed}' if self.doomed else ''}>"
+        load = f" {self.in_flight} in flight" if self.in_flight else ""
+        return f"<Slot {self.state.value}{load}{f' doomed: {self.doomed}' if self.doomed else ''}>"
 
 
 @dataclass(slots=True)
@@ -137,15 +154,28 @@ class Ledger:
         self.max_size = config.pool_size
         self.min_size = config.smallest_size
         self.slots = [Slot() for _ in range(self.max_size)]
-        self.lane: set[Slot] = set()  # FEED, TRAILING and RETIRED, outside the size
+        self.lane: set[Slot] = set()  # FEED, CARRIER, TRAILING and RETIRED, outside the size
 
-        # Each is the number of slots in that state.
+        self.size = 0  # slots that hold something; never above max_size
+        # Each is the number of slots in that state; their sum is the size.
         self.connecting = 0
         self.idle = 0
         self.leased = 0
+        self.shared = 0
         self.closing = 0
         self.checking = 0  # of those that are connecting: checked because a caller asked
         self.pinged = 0  # of those that are connecting: checked though nobody asked
+
+        # _by_load[n] are the shared slots that carry n queries and would take another one, in the order in which they
+        # came to n. _least is the smallest n that has any, at most max_in_flight, which says that no query is taken.
+        # So the least loaded is found at once, however many there are.
+        self._max_in_flight = config.max_in_flight
+        self._by_load: list[dict[Slot, None]] = [{}, {}]
+        self._least = self._max_in_flight
+        # A query came when each of them carried CROWDED: another connection is to be opened, which helps those that
+        # come after it. Those that are under way cannot move, so their number by itself is no reason to open any.
+        self.is_crowded = False
+        self._can_wait_idle = config.max_idle != 0  # until such a query comes
 
         # How many idle slots the pool could do without is its surplus. surplus_since[k] is when the surplus last rose
         # to k + 1, so len(surplus_since) is the surplus, and as many connections as there are entries older than
@@ -171,11 +201,6 @@ class Ledger:
         self.closed_by_reason: Counter[str] = Counter()
 
     @property
-    def size(self) -> int:
-        """Slots that hold something; never above ``max_size``."""
-        return self.connecting + self.idle + self.leased + self.closing
-
-    @property
     def feeds(self) -> int:
         """Connections in the feed lane."""
         return sum(slot.state is not RETIRED for slot in self.lane)
@@ -195,9 +220,19 @@ class Ledger:
         return sum(1 for _ in self.leased_slots())
 
     @property
+    def queries(self) -> int:
+        """Queries on shared connections."""
+        return sum(slot.in_flight - slot.is_suspected for slot in self.slots if slot.state is SHARED)
+
+    @property
+    def carried(self) -> int:
+        """Feeds on connections of the lane that carry many."""
+        return sum(slot.in_flight - slot.is_suspected for slot in self.lane if slot.state is CARRIER)
+
+    @property
     def is_short(self) -> bool:
         """Whether fewer connections are open than min_size."""
-        return self.idle + self.leased + self.pinged < self.min_size
+        return self.idle + self.leased + self.shared + self.pinged < self.min_size
 
     @property
     def can_grow(self) -> bool:
@@ -232,8 +267,8 @@ class Ledger:
         self.state = LedgerState.OPEN
 
     def close(self, now: float) -> list[Slot]:
-        """The pool ends: nothing more is leased or opened. Returns the idle slots, which are to be closed; the others
-        are closed when they come home.
+        """The pool ends: nothing more is leased, shared or opened. Returns the idle slots, which are to be closed; the
+        others are closed when they come home.
         """
         self.state = LedgerState.CLOSING
         return self._doom_all(CloseReason.POOL_CLOSED, now)
@@ -243,12 +278,14 @@ class Ledger:
         self.state = LedgerState.CLOSED
 
     def bury(self) -> None:
-        """The pool ended without closing. What was leased or in the lane counts no more; all slots are empty."""
+        """The pool ended without closing. What was in use or in the lane counts no more; all slots are empty."""
         for slot in (*self.slots, *self.lane):
             slot.state, slot.connection = GONE, None
         self.slots = [Slot() for _ in range(self.max_size)]
         self.lane = set()
-        self.connecting = self.idle = self.leased = self.closing = self.checking = self.pinged = 0
+        self.size = self.connecting = self.idle = self.leased = self.shared = self.closing = 0
+        self.checking = self.pinged = 0
+        self._by_load, self._least, self.is_crowded = [{}, {}], self._max_in_flight, False
         self.surplus_since = []
         self.state = LedgerState.CLOSED
 
@@ -262,7 +299,9 @@ class Ledger:
             self._condemn(slot)
         self._note_surplus(now)
         for slot in (*self.slots, *self.lane):
-            if slot.state in (CONNECTING, LEASED, FEED, TRAILING):
+            if slot.state is SHARED:
+                self._doom_shared(slot, reason)
+            elif slot.state in (CONNECTING, LEASED, FEED, CARRIER, TRAILING):
                 slot.doomed = reason
         return idle
 
@@ -365,6 +404,111 @@ class Ledger:
         self.leased += 1
         return self.release(slot, now, is_open)
 
+    # ---- sharing
+
+    def share(self, slot: Slot, now: float, is_open: bool, *, is_checked: bool = False) -> CloseReason | Check | None:
+        """An idle slot is to carry a query. Says what :meth:`lease` says; None: it is shared, by one query so far."""
+        order = self.lease(slot, now, is_open, is_checked=is_checked)
+        if order is None:
+            self.acquired_total -= 1
+            self.leased -= 1
+            self.shared += 1
+            slot.state = SHARED
+            slot.in_flight = 1
+            self._by_load[1][slot] = None
+            self._least = 1
+        return order
+
+    def join(self, now: float) -> Slot | None:
+        """Put one more query on the least loaded shared slot. None where none takes any."""
+        while (load := self._least) < self._max_in_flight:
+            slots = self._by_load[load]
+            slot = next(iter(slots))
+            if now < slot.expires_at:
+                del slots[slot]
+                if load + 1 == len(self._by_load):
+                    self._by_load.append({})
+                self._by_load[load + 1][slot] = None
+                slot.in_flight = load + 1
+                if load >= CROWDED and self.size < self.max_size and self._can_wait_idle:
+                    self.is_crowded = True
+                if not slots:
+                    self._least = load + 1
+                return slot
+            self._doom_shared(slot, CloseReason.EXPIRED)
+        return None
+
+    def leave(self, slot: Slot) -> bool:
+        """A query on a shared slot has ended. True where it was the last: :meth:`unshare` follows."""
+        load = slot.in_flight
+        slot.in_flight = load - 1
+        if slot.doomed is None and not slot.is_suspected:
+            del self._by_load[load][slot]
+            if load > 1:
+                self._by_load[load - 1][slot] = None
+                if load <= self._least:
+                    self._least = load - 1
+            elif self.shared == 1:
+                self._least = self._max_in_flight
+            elif not self._by_load[1]:
+                self._find_least()
+        return load == 1
+
+    def unshare(self, slot: Slot, now: float, is_open: bool) -> CloseReason | None:
+        """The last query on a shared slot has ended. Makes it idle and returns None, or says why to close it."""
+        self.shared -= 1
+        return self._come_home(slot, now, is_open)
+
+    def turn_away(self, slot: Slot) -> bool:
+        """A query that was just put on a shared slot found it broken: it takes no new ones. As :meth:`leave`."""
+        self._doom_shared(slot, CloseReason.BROKEN)
+        return self.leave(slot)
+
+    def question(self, slot: Slot) -> bool:
+        """A query on a shared slot, or a feed on a carrier, had no answer in time: it is to be checked, and takes no
+        new ones until :meth:`answered`. The check counts as one of them. False where it is checked or doomed already.
+        """
+        if slot.doomed is not None or slot.is_suspected:
+            return False
+        if slot.state is SHARED:
+            self._take_out(slot)
+        slot.is_suspected = True
+        slot.in_flight += 1
+        return True
+
+    def answered(self, slot: Slot, *, is_good: bool) -> bool:
+        """The check of a suspected slot is over. As :meth:`leave`, or :meth:`remove_feed`."""
+        slot.is_suspected = False
+        if slot.state is CARRIER:
+            return self.remove_feed(slot)
+        if not is_good:
+            slot.doomed = slot.doomed or CloseReason.UNFIT
+        elif slot.doomed is None:
+            self._put_in(slot)
+        return self.leave(slot)
+
+    def _doom_shared(self, slot: Slot, reason: CloseReason) -> None:
+        if slot.doomed is None and not slot.is_suspected:
+            self._take_out(slot)
+        slot.doomed = reason
+
+    def _put_in(self, slot: Slot) -> None:
+        while slot.in_flight >= len(self._by_load):
+            self._by_load.append({})
+        self._by_load[slot.in_flight][slot] = None
+        self._least = min(self._least, slot.in_flight)
+
+    def _take_out(self, slot: Slot) -> None:
+        del self._by_load[slot.in_flight][slot]
+        self._find_least()
+
+    def _find_least(self) -> None:
+        for load in range(self._least, len(self._by_load)):
+            if self._by_load[load]:
+                self._least = min(load, self._max_in_flight)
+                return
+        self._least = self._max_in_flight
+
     # ---- connections
 
     def opened(self, slot: Slot, connection: object, now: float) -> CloseReason | None:
@@ -380,11 +524,13 @@ class Ledger:
     def open_failed(self, slot: Slot, now: float, *, is_hopeless: bool = False) -> Refusal:
         """A connection could not be opened; its slot is empty again. Says who of those who wait is told at once.
 
-        A failure is told at once to whoever has waited longest, for its opening was begun for a caller. Openings that
-        are begun during a known outage are probes, one at a time: they are told to nobody, so that callers use the time
-        they have. A hopeless failure is told to everybody, each time, and the next caller may try again at once.
+        The failure of an opening that was begun for a caller is told at once, to whoever has waited longest. Others are
+        told to nobody, so that callers use the time they have: those that keep up the size, whose failure tells no more
+        than that the server was away before anybody asked, and those that are begun during a known outage, which are
+        probes, one at a time. A hopeless failure is told to everybody, each time, and the next caller may try again at
+        once.
         """
-        was_probe = slot.is_probe
+        was_for_caller = slot.is_for_caller
         self.connecting -= 1
         self._empty(slot)
         self._trim_surplus()
@@ -392,7 +538,7 @@ class Ledger:
         self.is_hopeless = is_hopeless
         if is_hopeless:
             return Refusal.ALL
-        return Refusal.NOBODY if was_probe else Refusal.OLDEST
+        return Refusal.OLDEST if was_for_caller else Refusal.NOBODY
 
     def open_cancelled(self, slot: Slot) -> None:
         """An opening was given up because the pool ends."""
@@ -417,29 +563,72 @@ class Ledger:
             self.closing -= 1
             self._empty(slot)
 
-    def abandon(self, slot: Slot, reason: CloseReason) -> None:
-        """The connection of a leased or feed slot was aborted under its user. The lease keeps the slot object, which
-        counts no more; an empty one takes its place.
+    def abandon(self, slot: Slot, reason: CloseReason, now: float = 0.0) -> None:
+        """The connection of a slot in use was aborted under its users. They keep the slot object, which counts no more;
+        an empty one takes its place.
         """
         self.closed_by_reason[reason] += 1
         if slot in self.lane:
             self.lane.remove(slot)
         else:
-            self.leased -= 1
-            self._replace(slot, Slot())
+            if slot.state is SHARED:
+                self._doom_shared(slot, reason)
+                self.shared -= 1
+            else:
+                self.leased -= 1
+            self._leave_size(slot)
             self._trim_surplus()
-        slot.state, slot.connection = GONE, None
+        slot.state, slot.connection, slot.ended_at = GONE, None, now
 
     # ---- the lane, outside the pool's size
 
     def has_feed_room(self) -> bool:
-        """Whether the feed lane takes one more connection."""
-        return self.feeds < self._config.feed_limit
+        """Whether the feed lane takes one more connection. One that is doomed and only waits for its last feed to end
+        takes no place.
+        """
+        ending = sum(slot.state is CARRIER and slot.doomed is not None for slot in self.lane)
+        return self.feeds - ending < self._config.feed_limit
+
+    def has_feed_place(self) -> bool:
+        """Whether the lane will take one more feed, on a connection that it has or on another."""
+        return self.has_feed_room() or any(slot.state is CARRIER and slot.doomed is None for slot in self.lane)
+
+    def carrier(self) -> Slot | None:
+        """The connection in the lane that carries the fewest feeds, and takes more. Its age does not matter: feeds may
+        live for days.
+        """
+        usable = (slot for slot in self.lane if slot.doomed is None and not slot.is_suspected)
+        carriers = (slot for slot in usable if slot.state is CARRIER)
+        return min(carriers, key=lambda slot: slot.in_flight, default=None)
+
+    def add_feed(self, slot: Slot) -> None:
+        """One more feed on a carrier."""
+        slot.in_flight += 1
+
+    def remove_feed(self, slot: Slot) -> bool:
+        """A feed on a carrier has ended. True where it was the last: :meth:`feed_ended` follows."""
+        slot.in_flight -= 1
+        return slot.in_flight == 0
+
+    def wants_carrier(self) -> bool:
+        """Whether the next feed is better served by one more connection in the lane."""
+        carrier = self.carrier()
+        return self.has_feed_room() and (carrier is None or carrier.in_flight >= self._max_in_flight)
+
+    def carry(self, slot: Slot, now: float, is_open: bool, *, is_checked: bool = False) -> CloseReason | Check | None:
+        """An idle slot is to carry a feed. Says what :meth:`lease` says; None: it is in the lane, with one feed."""
+        order = self.lease(slot, now, is_open, is_checked=is_checked)
+        if order is None:
+            self.acquired_total -= 1
+            self.to_feed_lane(slot)
+            slot.state = CARRIER
+            slot.in_flight = 1
+        return order
 
     def to_feed_lane(self, slot: Slot) -> None:
         """A leased slot leaves the pool's size to serve a feed; an empty one takes its place."""
         self.leased -= 1
-        self._replace(slot, Slot())
+        self._leave_size(slot)
         self._trim_surplus()
         slot.state = FEED
         self.lane.add(slot)
@@ -454,7 +643,7 @@ class Ledger:
         """
         if slot not in self.lane:
             self.closing -= 1
-            self._replace(slot, Slot())
+            self._leave_size(slot)
             self.lane.add(slot)
         slot.state = RETIRED
 
@@ -470,28 +659,34 @@ class Ledger:
             slot.state = RETIRED
             return reason
         self.lane.remove(slot)
-        self._replace(next(other for other in self.slots if other.state is EMPTY), slot)
+        self.slots[self.slots.index(next(other for other in self.slots if other.state is EMPTY))] = slot
+        self.size += 1
         return self._come_home(slot, now, is_open=True)
 
     # ---- sizes
 
-    def admits(self, waiting: int) -> bool:
-        """Whether one more caller may wait beside ``waiting`` others. Those do not count whom a connection is on its
-        way to, or may still be opened for.
+    def admits(self, leases: int, queries: int = 0) -> bool:
+        """Whether one more caller may wait beside those who wait for a lease or to run a query. Those do not count whom
+        a connection is on its way to, or may still be opened for.
         """
         on_the_way = self.connecting + self.idle + (self.max_size - self.size)
-        return not self._config.max_waiting or waiting - on_the_way < self._config.max_waiting
+        for_queries = max(0, on_the_way - leases) * self._max_in_flight
+        not_served = max(0, leases - on_the_way) + max(0, queries - for_queries)
+        return not self._config.max_waiting or not_served < self._config.max_waiting
 
-    def tend(self, now: float, waiting: int) -> Orders:
-        """What the pool's size needs now: slots to open (they are connecting from here on), idle ones to close (closing
-        from here on), and when to ask again.
+    def tend(self, now: float, leases: int, queries: int = 0) -> Orders:
+        """What the pool's size needs now, where so many wait for a lease and so many to run a query: slots to open
+        (they are connecting from here on), idle ones to close (closing from here on), and when to ask again.
         """
         if self.state not in (LedgerState.OPEN, LedgerState.OPENING):
             return Orders([], [], [])
         close, surplus_at = self._shrink(now)
         check, ping_at = self._ping_idle(now)
         proven_at = self._prove_survivors(now) if self.is_outage else NEVER
-        wanted = self._wanted(waiting)
+        for_callers = self._for_callers(leases, queries)
+        is_crowded = self._least >= CROWDED and any(self._by_load) and not self.idle and self.can_grow
+        self.is_crowded = self.is_crowded and is_crowded
+        wanted = self._wanted(for_callers)
         wake_at = min(surplus_at, ping_at, proven_at)
         has_outage_lasted = False
         if wanted > 0 and self.is_outage:
@@ -499,25 +694,40 @@ class Ledger:
             wake_at = min(wake_at, told_at)
             if any(slot.state is CONNECTING and slot.connection is None for slot in self.slots):
                 wanted = 0  # the result of the one probe in flight decides
-            elif now < self.backoff.retry_at and not (self.is_hopeless and waiting):
+            elif now < self.backoff.retry_at and not (self.is_hopeless and leases + queries):
                 wake_at = min(wake_at, self.backoff.retry_at)
                 wanted = 0
             else:
                 wanted = 1
-        connect = [self._connect() for _ in range(wanted)]
+        is_asked_for = min(wanted, for_callers - self.connecting) if leases + queries and not self.is_outage else 0
+        connect = [self._connect(is_for_caller=number < is_asked_for) for number in range(wanted)]
+        self.is_crowded = self.is_crowded and not connect
         self._note_surplus(now)
         return Orders(connect, close, check, wake_at, has_outage_lasted)
 
-    def _wanted(self, waiting: int) -> int:
-        """Openings to begin: one for each caller that has none under way, or what min_size needs; at most max."""
-        for_min_size = self.min_size - (self.idle + self.leased)
-        return min(max(waiting, for_min_size) - self.connecting, self.max_size - self.size)
+    def _for_callers(self, leases: int, queries: int) -> int:
+        """Connections that those in line need, beyond those that are open: one for each who waits for a lease, and so
+        many for the queries that the shared ones have no place for that none is crowded.
+        """
+        for_queries = 0
+        if queries:
+            room = sum(len(slots) * (self._max_in_flight - load) for load, slots in enumerate(self._by_load))
+            for_queries = -(-max(0, queries - room) // min(CROWDED, self._max_in_flight))
+        return max(0, leases + for_queries - self.idle)
 
-    def _connect(self) -> Slot:
+    def _wanted(self, for_callers: int) -> int:
+        """Openings to begin: as callers need and have none under way, or as min_size needs, or one where shared ones
+        are crowded; at most max.
+        """
+        for_min_size = self.min_size - (self.idle + self.leased + self.shared)
+        return min(max(for_callers, for_min_size, self.is_crowded) - self.connecting, self.max_size - self.size)
+
+    def _connect(self, *, is_for_caller: bool) -> Slot:
         slot = next(slot for slot in self.slots if slot.state is EMPTY)
         slot.state = CONNECTING
-        slot.is_probe = self.is_outage
+        slot.is_for_caller = is_for_caller
         self.connecting += 1
+        self.size += 1
         return slot
 
     def _shrink(self, now: float) -> tuple[list[tuple[Slot, CloseReason]], float]:
@@ -596,7 +806,8 @@ class Ledger:
     def _surplus(self) -> int:
         if not self._can_shrink:
             return 0
-        return max(0, min(self.idle + self.pinged, self.idle + self.leased + self.connecting - self.min_size))
+        beyond = self.idle + self.leased + self.shared + self.connecting - self.min_size
+        return max(0, min(self.idle + self.pinged, beyond))
 
     def _note_surplus(self, now: float) -> None:
         """To be called after every step that may change the surplus."""
@@ -613,13 +824,16 @@ class Ledger:
         self.closing += 1
 
     def _empty(self, slot: Slot) -> None:
+        self.size -= 1
         slot.state = EMPTY
         slot.connection = None
         slot.doomed = None
-        slot.is_probe = slot.is_proven = False
+        slot.is_for_caller = slot.is_proven = False
 
-    def _replace(self, slot: Slot, other: Slot) -> None:
-        self.slots[self.slots.index(slot)] = other
+    def _leave_size(self, slot: Slot) -> None:
+        """A slot goes to the lane, or from the pool altogether; an empty one takes its place."""
+        self.slots[self.slots.index(slot)] = Slot()
+        self.size -= 1
 
     def check(self) -> None:
         """Assert every invariant. For tests: it looks at every slot."""
@@ -632,15 +846,27 @@ class Ledger:
         assert not any(slot.is_asked_for for slot in (*self.slots, *self.lane) if slot.state is not CONNECTING)
         assert self.pinged == sum(slot.is_pinged for slot in self.slots if slot.state is CONNECTING)
         assert not any(slot.is_pinged for slot in (*self.slots, *self.lane) if slot.state is not CONNECTING)
+        assert states[SHARED] == self.shared, (states, self.shared)
         assert states[CLOSING] == self.closing, (states, self.closing)
+        for slot in (*self.slots, *self.lane):
+            assert slot.in_flight > 0 or slot.state is not SHARED, slot
+            assert slot.in_flight == 0 or slot.state in (SHARED, CARRIER), slot
+            assert slot.state is CARRIER or slot.in_flight <= self._max_in_flight + slot.is_suspected, slot
+            takes_queries = slot.state is SHARED and slot.doomed is None and not slot.is_suspected
+            found_at = [load for load, slots in enumerate(self._by_load) if slot in slots]
+            assert found_at == ([slot.in_flight] if takes_queries else []), (slot, found_at)
+        assert sum(map(len, self._by_load)) <= self.shared, "a slot that is not shared takes queries"
+        lowest = min((load for load, slots in enumerate(self._by_load) if slots), default=self._max_in_flight)
+        assert self._least == lowest, (self._least, lowest)
+        assert self.size == self.connecting + self.idle + self.leased + self.shared + self.closing <= self.max_size
         assert self.size + states[EMPTY] == self.max_size, (states, self.size)
         assert len(self.surplus_since) == self._surplus(), (self.surplus_since, self._surplus())
         assert self.surplus_since == sorted(self.surplus_since), self.surplus_since
         assert not self.lane & set(self.slots), "a slot is in the pool and in the lane"
-        assert all(slot.state in (FEED, TRAILING, RETIRED) for slot in self.lane), self.lane
+        assert all(slot.state in (FEED, CARRIER, TRAILING, RETIRED) for slot in self.lane), self.lane
         assert all(slot.connection is None for slot in self.slots if slot.state is EMPTY), "an empty slot holds one"
         held = [slot.connection for slot in (*self.slots, *self.lane) if slot.connection is not None]
         assert len(held) == len({id(connection) for connection in held}), "a connection is in two slots"
-        assert all(slot.connection is not None for slot in self.slots if slot.state in (IDLE, LEASED, CLOSING))
+        assert all(slot.connection is not None for slot in self.slots if slot.state in (IDLE, LEASED, SHARED, CLOSING))
         assert all(slot.doomed is None for slot in self.slots if slot.state is IDLE), "an idle slot is doomed"
         assert self.state is LedgerState.OPEN or not self.idle or self.state is LedgerState.OPENING, "idle while closed"

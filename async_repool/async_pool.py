@@ -4,8 +4,9 @@ It reports facts to the ledger and carries out its orders: here are the event lo
 the log, and no arithmetic on sizes or ages. It knows nothing of RethinkDB's protocol.
 
 How a slot moves: callers never open, check, reset or close a connection themselves. A task that the pool owns does it,
-and its done-callback reports to the ledger; a caller only ever takes an idle slot or waits in line. So whoever is
-cancelled, and whenever, takes nothing down: what was half done goes on and serves the next in line.
+and its done-callback reports to the ledger; a caller only ever takes an idle slot, or a place on a shared one, or waits
+in line. So whoever is cancelled, and whenever, takes nothing down: what was half done goes on and serves the next in
+line.
 """
 
 from __future__ import annotations
@@ -23,21 +24,39 @@ from functools import partial
 from sys import _getframe
 from time import monotonic
 from types import FrameType, MappingProxyType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal, NoReturn
 
 from . import _holders
 from ._ledger import CHECK, NEVER, Check, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
-from ._waiting_room import Ticket, WaitingRoom
+from ._waiting_room import Need, Ticket, WaitingRoom
 from .config import UNSET, Hook, PoolConfig, Unset, check_seconds
-from .connectors import Connector
+from .connectors import Connector, QueryConnector, Stream
 from .connectors.rethinkdb import R, RethinkDBConnector, RotatingConnector
-from .errors import ConnectFailed, LeaseError, PoolClosed, PoolDeadlock, PoolException, PoolTimeout, TooManyWaiters
+from .errors import (
+    ConnectFailed,
+    ConnectionLost,
+    FeedLaneFull,
+    LeaseError,
+    NotSent,
+    PoolClosed,
+    PoolDeadlock,
+    PoolException,
+    PoolTimeout,
+    QueryTimeout,
+    TooManyWaiters,
+)
 from .lease import DONE, Done, FeedContext, Lease, LeaseContext
 from .stats import CloseReport, PoolStats
+from .streams import Feed, StreamContext
 
 __all__ = ["AsyncConnectionPool", "R"]
 
 LEASED: Final = SlotState.LEASED  # reading a member off its enum class is slow
+SHARED: Final = SlotState.SHARED
+LEASE, QUERY, FEED = Need.LEASE, Need.QUERY, Need.FEED
+
+MOST_ATTEMPTS: Final = 5
+"""How often one query is tried, where trying again is safe, before the last error is raised."""
 
 log = logging.getLogger("async_repool")
 
@@ -60,21 +79,35 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Closing:
-    """What became of the leases, while the pool closes."""
+    """What became of leases, queries and feeds, while the pool closes."""
 
-    def __init__(self, began: float, leases: int) -> None:
+    def __init__(self, began: float, leases: int, queries: int) -> None:
         self.began = began
         self.leases = leases
-        self.aborted = 0
+        self.leases_aborted = 0
+        self.queries = queries
+        self.queries_aborted = 0
         self.feeds_ended = 0
-        self.is_over = False  # the time that leases and readers had
+        self.is_over = False  # the time that leases, queries and readers had
+
+    def report(self, now: float) -> CloseReport:
+        return CloseReport(
+            leases_waited_for=self.leases,
+            leases_aborted=self.leases_aborted,
+            queries_waited_for=self.queries,
+            queries_aborted=self.queries_aborted,
+            feeds_ended=self.feeds_ended,
+            seconds=now - self.began,
+        )
 
 
 class AsyncConnectionPool:
     """A pool of connections to one RethinkDB server, for the tasks of one event loop.
 
-    Connections are opened by :meth:`init_pool`, or by ``async with pool:``, and handed out by :meth:`acquire` and
-    :meth:`connect`, strictly first come, first served. Cancelling a call at any await loses nothing.
+    Connections are opened by :meth:`init_pool`, or by ``async with pool:``. :meth:`run`, :meth:`stream` and
+    :meth:`changes` run queries, many at a time on each connection; :meth:`acquire` and :meth:`connect` hand out a
+    connection to one user. All are served strictly first come, first served. Cancelling a call at any await loses
+    nothing.
 
     :param rethinkdb_connection_kwargs: a mapping of ``r.connect()`` arguments; a callable, sync or async, that returns
         one and is asked at every opening, for secrets that change; or a :class:`~async_repool.Connector` for any other
@@ -101,6 +134,7 @@ class AsyncConnectionPool:
         reconnect_timeout: float | None = PoolConfig.reconnect_timeout,
         cursor_grace: float = PoolConfig.cursor_grace,
         max_feed_connections: int | None = PoolConfig.max_feed_connections,
+        max_in_flight: int = PoolConfig.max_in_flight,
         max_waiting: int = PoolConfig.max_waiting,
         configure: Hook | None = PoolConfig.configure,
         check: Hook | None = PoolConfig.check,
@@ -124,6 +158,7 @@ class AsyncConnectionPool:
             reconnect_timeout=reconnect_timeout,
             cursor_grace=cursor_grace,
             max_feed_connections=max_feed_connections,
+            max_in_flight=max_in_flight,
             max_waiting=max_waiting,
             configure=configure,
             check=check,
@@ -134,6 +169,7 @@ class AsyncConnectionPool:
             name=name,
         )
         self._connector = _connector(rethinkdb_connection_kwargs, connect_timeout)
+        self._query_connector = self._connector if isinstance(self._connector, QueryConnector) else None
         self._check = self._connector.check if check is None else check
         self._reset = reset
         self._watches_holders = debug or leak_threshold is not None
@@ -156,16 +192,21 @@ class AsyncConnectionPool:
         self._preparing: set[asyncio.Task[Any]] = set()  # those of them that check or reset connections
         self._reading: set[asyncio.Task[Any]] = set()  # those of them that wait until cursors have ended
         self._callbacks: set[asyncio.Task[Any]] = set()  # of on_reconnect_failed
-        self._leases_home = asyncio.Event()  # while closing: no lease is out, no cursor is read
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()  # of changes(), all that may be open
+        self._trailing: set[Slot] = set()  # carriers without feeds whose connection is still read from
+        self._leases_home = asyncio.Event()  # while closing: no lease is out, no query is under way, no cursor is read
         self._all_closed = asyncio.Event()  # while closing: nothing is left
         self._last_failure: BaseException | None = None  # of opening a connection
         self._outage_was_logged = False
-        self._closing = _Closing(0.0, 0)
+        self._closing = _Closing(0.0, 0, 0)
         self._waited_total = 0
         self._waited_seconds_total = 0.0
         self._timeouts_total = 0
         self._cancelled_total = 0
         self._refused_total = 0
+        self._queries_done_total = 0
+        self._queries_stopped_total = 0
+        self._queries_lost_total = 0
 
     # ---- opening and closing
 
@@ -190,7 +231,7 @@ class AsyncConnectionPool:
         generation = self._generation
         _live_pools.add(self)
         self._was_open = False
-        self._closing = _Closing(0.0, 0)
+        self._closing = _Closing(0.0, 0, 0)
         self._bell, self._wake_at = asyncio.Event(), NEVER
         self._leases_home = asyncio.Event()
         self._all_closed = asyncio.Event()
@@ -234,58 +275,54 @@ class AsyncConnectionPool:
     async def close(self, timeout: float | None = 10.0) -> CloseReport:
         """End the pool: lease nothing more, wake all who wait with :class:`PoolClosed`, and close every connection.
 
-        Feeds are ended at once. Leases, and cursors that are still read, are waited for up to ``timeout`` seconds
-        (None: for ever), then aborted: their users see that the connection is closed. Each connection may take
-        ``close_timeout`` more to close politely. If cancelled, the closing goes on by itself: every connection is
-        closed when it comes home; call it again to wait for that. May be called twice, and on a pool that was never
-        opened. Returns what became of the leases.
+        Feeds are ended at once. Leases, queries under way, and cursors and streams that are still read, are waited for
+        up to ``timeout`` seconds (None: for ever), then aborted: their users see that the connection is closed. Each
+        connection may take ``close_timeout`` more to close politely. If cancelled, the closing goes on by itself: every
+        connection is closed when it comes home; call it again to wait for that. May be called twice, and on a pool that
+        was never opened. Returns what became of leases, queries and feeds.
         """
         check_seconds("timeout", timeout)
         self._bury()
         if self._ledger.state is LedgerState.CLOSED:
-            return CloseReport(leases_waited_for=0, leases_aborted=0, feeds_ended=0, seconds=0.0)
+            return _Closing(0.0, 0, 0).report(0.0)
         if self._loop is not asyncio.get_running_loop():
             raise self._unusable("close()")
         loop = self._loop
         housekeeper = self._housekeeper
         if self._ledger.state is not LedgerState.CLOSING:
-            self._closing = _Closing(loop.time(), self._ledger.leased)
+            self._closing = _Closing(loop.time(), self._ledger.leased, self._ledger.queries)
             self._begin_close()
         closing = self._closing
         try:
             async with asyncio.timeout(timeout):
                 await self._leases_home.wait()
         except TimeoutError:
-            self._abort_leases()
+            self._abort_users()
         await self._all_closed.wait()
         if housekeeper is not None:
             await asyncio.wait([housekeeper])
-        return CloseReport(
-            leases_waited_for=closing.leases,
-            leases_aborted=closing.aborted,
-            feeds_ended=closing.feeds_ended,
-            seconds=loop.time() - closing.began,
-        )
+        return closing.report(loop.time())
 
     async def release_pool(self) -> None:
-        """Close every connection, as :meth:`close`, where no lease is out.
+        """Close every connection, as :meth:`close`, where no lease is out and no query is under way.
 
-        If leases are out, raises :class:`PoolException` saying how many, and changes nothing.
+        Otherwise raises :class:`PoolException` saying how many, and changes nothing.
         """
-        if leases := self._ledger.leases:
+        leases, queries = self._ledger.leases, self._ledger.queries
+        if leases or queries:
             raise PoolException(
-                f"{self._name}: release_pool() while {leases} connection(s) are still leased. "
-                "Release them first, or use close(), which waits for them"
+                f"{self._name}: release_pool() while {leases} connection(s) are still leased and {queries} queries are "
+                "under way. Release them first, or use close(), which waits for them"
             )
         await self.close(timeout=0)
 
     async def drain(self) -> None:
         """Replace every connection, as after a fail-over or a change of passwords.
 
-        Idle connections are closed and replaced now; a leased one is closed when it comes home, one that is still read
-        when its last cursor has ended. Waits until the idle ones are replaced, at most ``close_timeout +
-        connect_timeout``. Raises :class:`ConnectFailed` where the new ones cannot be opened; housekeeping goes on
-        trying. If cancelled, the work goes on by itself.
+        Idle connections are closed and replaced now; a leased one is closed when it comes home, a shared one when its
+        last query has ended, one that is still read when its last cursor or feed has ended. Waits until the idle ones
+        are replaced, at most ``close_timeout + connect_timeout``. Raises :class:`ConnectFailed` where the new ones
+        cannot be opened; housekeeping goes on trying. If cancelled, the work goes on by itself.
         """
         self._check_open("drain()")
         slots = self._ledger.drain(self._time())
@@ -317,6 +354,7 @@ class AsyncConnectionPool:
         self._waiting_tasks = _holders.WaitingTasks()
         for tasks in (self._tasks, self._opening, self._preparing, self._reading, self._callbacks):
             tasks.clear()
+        self._trailing.clear()
         self._housekeeper = self._loop = self._open_loop = None
         _live_pools.discard(self)
 
@@ -329,8 +367,8 @@ class AsyncConnectionPool:
         for slot in [slot for slot in self._ledger.lane if slot.state is not SlotState.RETIRED]:
             work = _close(self._connector, slot.connection, self._config.close_timeout)
             self._spawn("close", work, self._closed_apart(slot))
-            self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
-            self._closing.feeds_ended += 1
+            self._closing.feeds_ended += slot.in_flight if slot.state is SlotState.CARRIER else 1
+            self._ledger.abandon(slot, CloseReason.POOL_CLOSED, self._time())
         for task in self._opening:
             task.cancel()
         for task in self._callbacks - {asyncio.current_task()}:
@@ -341,13 +379,17 @@ class AsyncConnectionPool:
         self._room.refuse_all(
             PoolClosed(f"{self._name}: the pool was closed while this caller waited for a connection")
         )
+        feeds, self._feeds = list(self._feeds), weakref.WeakSet()
+        for feed in feeds:
+            feed._pool_closed(PoolClosed(f"{self._name}: the pool was closed while a feed was open"))
         self._settle_close()
 
-    def _abort_leases(self) -> None:
-        for slot in [slot for slot in self._ledger.slots if slot.state is SlotState.LEASED]:
+    def _abort_users(self) -> None:
+        self._closing.queries_aborted = self._ledger.queries
+        self._closing.leases_aborted = self._ledger.leased
+        for slot in [slot for slot in self._ledger.slots if slot.state in (LEASED, SHARED)]:
             self._connector.abort(slot.connection)
-            self._ledger.abandon(slot, CloseReason.POOL_CLOSED)
-            self._closing.aborted += 1
+            self._ledger.abandon(slot, CloseReason.POOL_CLOSED, self._time())
         self._closing.is_over = True
         for task in self._reading | self._preparing:
             task.cancel()
@@ -358,7 +400,7 @@ class AsyncConnectionPool:
         ledger = self._ledger
         if ledger.state is not LedgerState.CLOSING:
             return
-        if not ledger.leased and not ledger.lane and not self._preparing:
+        if not ledger.leased and not ledger.shared and not ledger.lane and not self._preparing:
             self._leases_home.set()
             if not ledger.size and not self._tasks:
                 ledger.closed_all()
@@ -398,7 +440,7 @@ class AsyncConnectionPool:
         if timeout is not UNSET:
             check_seconds("timeout", timeout)
         caller = _getframe(1)
-        slot = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
+        slot = self._acquire_nowait(caller) or await self._wait_for_lease(timeout, caller)
         return Lease(self, slot)
 
     def release(self, conn: Lease) -> Done:
@@ -479,32 +521,44 @@ class AsyncConnectionPool:
         else:
             self._close_slot(slot, order)
 
-    async def _wait_in_line(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
-        if isinstance(timeout, Unset):
-            timeout = self._config.acquire_timeout
-        if not self._ledger.admits(self._room.waiting):
+    async def _wait_for_lease(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
+        slot = await self._wait_in_line(LEASE, self._config.acquire_timeout if isinstance(timeout, Unset) else timeout)
+        now = self._time()
+        slot.holder.begin(asyncio.current_task(), now, caller)
+        if self._watches_holders:
+            self._watch_holder(slot.holder, now, caller)
+        return slot
+
+    async def _wait_in_line(self, need: Need, timeout: float | None) -> Slot:
+        """A slot that serves the need, after waiting for up to ``timeout`` seconds."""
+        room = self._room
+        if self._config.max_waiting and not self._ledger.admits(self._leases_wanted(), room.waiting_for(QUERY)):
             self._refused_total += 1
             raise TooManyWaiters(
-                f"{self._name}: acquire() was refused, max_waiting={self._config.max_waiting} callers wait already "
-                f"({self._situation()})"
+                f"{self._name}: {_CALLS[need]} was refused, max_waiting={self._config.max_waiting} callers wait "
+                f"already ({self._situation()})"
             )
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        task = asyncio.current_task()
-        ticket: Ticket[Slot] = self._room.join()
+        began = self._time()
+        task = current_task()
+        ticket: Ticket[Slot] = room.join(need)
+        # Not asyncio.timeout(), which costs three times as much: the timer does not cancel the task, it takes the
+        # ticket out of the line, so there is nothing to win at the last moment.
+        timer = None if timeout is None else get_running_loop().call_at(began + timeout, room.expire, ticket)
         self._waiting_tasks.add(task)
         try:
-            if self._ledger.can_grow or self._room.has_idle:
+            if self._ledger.can_grow or room.has_idle:
                 self._tend()
-            self._look_for_deadlock()
-            async with asyncio.timeout(timeout):
-                slot = await ticket
+            if self._ledger.is_leased_out:
+                self._look_for_deadlock()
+            return await ticket
         except BaseException as error:
             # From the hand-over on the slot is this caller's, though it may never have seen it: cancelled or out of
             # time at that very moment, it passes the slot on.
-            unseen = self._room.leave(ticket)
+            unseen = room.leave(ticket)
             if unseen is not None:
-                self._come_home(unseen, self._ledger.pass_on(unseen, self._time(), self._is_open(unseen)))
+                self._pass_on(unseen, need)
+            if room.waiting:
+                self._serve_line()  # whoever stood behind may need something else
             if isinstance(error, asyncio.CancelledError):
                 self._cancelled_total += 1
                 raise
@@ -512,22 +566,87 @@ class AsyncConnectionPool:
                 raise
             if isinstance(error, PoolClosed):
                 raise PoolClosed(str(error)) from None  # each caller its own
-            explained = self._explain(error, loop.time(), began)
+            explained = self._explain(error, need, self._time(), began)
             raise explained from explained.__cause__
         finally:
-            now = loop.time()
+            if timer is not None:
+                timer.cancel()
             self._waiting_tasks.remove(task)
             self._waited_total += 1
-            self._waited_seconds_total += now - began
-        slot.holder.begin(task, now, caller)
-        if self._watches_holders:
-            self._watch_holder(slot.holder, now, caller)
-        return slot
+            self._waited_seconds_total += self._time() - began
+
+    def _pass_on(self, slot: Slot, need: Need) -> None:
+        """A slot was handed to a caller who never saw it."""
+        if need is LEASE:
+            self._come_home(slot, self._ledger.pass_on(slot, self._time(), self._is_open(slot)))
+        elif need is QUERY:
+            self._leave(slot)
+        else:
+            self._leave_feed(slot)
 
     def _serve_line(self) -> None:
-        """Nobody waits beside an idle slot: where leases begin with a check, one goes on for each caller in line."""
-        while self._room.waiting > self._ledger.checking and (slot := self._room.pop_nowait()) is not None:
-            self._come_home(slot, None)
+        """Serve whoever has waited longest, then the next, until one of them has to wait on.
+
+        Nothing that is called here may call it again: it would serve the same caller twice.
+        """
+        while (need := self._next_need()) is not None and (slot := self._find(need)) is not None:
+            self._hand_over(slot, need)
+        for ticket in self._room.in_line_for(FEED):  # a place beside other feeds is nothing that anybody else waits for
+            place = self._place_feed()
+            if place is None:
+                break
+            self._room.serve(ticket, place)
+
+    def _next_need(self) -> Need | None:
+        """What whoever has waited longest needs; None if nobody waits. Feeds that the lane has no place for any more
+        are refused.
+        """
+        while (need := self._room.next_need) is FEED:
+            if self._ledger.has_feed_place():
+                break
+            self._room.refuse(self._feed_lane_full())
+        return need
+
+    def _find(self, need: Need) -> Slot | None:
+        """A slot for the need, which nobody else may have come for before; None where there is none now."""
+        if need is QUERY:
+            return self._place()
+        if need is FEED:
+            slot = self._place_feed()
+            return slot if slot is not None or not self._ledger.has_feed_room() else self._take_idle(FEED)
+        return self._take_idle(need)
+
+    def _take_idle(self, need: Need) -> Slot | None:
+        """An idle slot, put to use. Those that have to be checked or closed first are sent there."""
+        room = self._room
+        checks = self._ledger.max_size
+        if self._config.check is not None:  # each has to be checked; then no more than the line needs
+            checks = self._leases_wanted() + (need is QUERY or not room.waiting)
+        while self._ledger.checking < checks and (slot := room.pop_nowait()) is not None:
+            if self._put_to_use(slot, need):
+                return slot
+        return None
+
+    def _put_to_use(self, slot: Slot, need: Need, *, is_checked: bool = False) -> bool:
+        """Lease an idle slot, which is not in the room any more, or share it. False where the ledger ordered something
+        else, which is carried out.
+        """
+        ledger = self._ledger
+        begin = ledger.share if need is QUERY else ledger.lease if need is LEASE else ledger.carry
+        order = begin(slot, self._time(), self._is_open(slot), is_checked=is_checked)
+        if order is not None:
+            self._carry_out(slot, order)
+        return order is None
+
+    def _hand_over(self, slot: Slot, need: Need) -> None:
+        if need is LEASE:
+            self._deadlock_was_logged = False
+            slot.holder.hand_over(self._time())
+        self._room.hand_over(slot)
+
+    def _leases_wanted(self) -> int:
+        """Connections that those in line need for themselves. All feeds in line can do with one."""
+        return self._room.waiting_for(LEASE) + min(1, self._room.waiting_for(FEED))
 
     def _look_for_deadlock(self) -> None:
         if not self._is_deadlock() or (self._deadlock_was_logged and not self._config.debug):
@@ -551,15 +670,18 @@ class AsyncConnectionPool:
         """Of the leases that are out."""
         return (slot.holder for slot in self._ledger.leased_slots())
 
-    def _explain(self, error: BaseException, now: float, began: float) -> BaseException:
+    def _explain(self, error: BaseException, need: Need, now: float, began: float) -> BaseException:
         """What a caller is told whose wait ended in ``error``."""
-        asked = f"{self._name}: no connection to {self._connector.endpoint} after waiting {now - began:.1f} s"
+        what = "a query was never sent, no connection" if need is QUERY else "no connection"
+        asked = f"{self._name}: {what} to {self._connector.endpoint} after waiting {now - began:.1f} s"
         explained: PoolException
         if isinstance(error, TimeoutError):
             self._timeouts_total += 1
             if not self._ledger.is_outage:
                 advice = "Release leases sooner, or raise pool_size"
-                if not self._ledger.is_leased_out:
+                if self._ledger.shared:
+                    advice = "Let leases and queries take less time, or raise pool_size or max_in_flight"
+                if self._ledger.connecting:
                     advice = (
                         f"Connections were being opened or checked; the last failure: {_describe(self._last_failure)}"
                     )
@@ -650,7 +772,7 @@ class AsyncConnectionPool:
     async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
         if not self._ledger.has_feed_room():
             raise self._feed_lane_full()
-        slot = self._acquire_nowait(caller) or await self._wait_in_line(timeout, caller)
+        slot = self._acquire_nowait(caller) or await self._wait_for_lease(timeout, caller)
         if self._open_loop is None:  # feeds are ended when the closing begins: no other may begin after that
             self._give_back(slot)
             raise PoolClosed(f"{self._name}: the pool was closed while this caller waited for a connection")
@@ -661,24 +783,315 @@ class AsyncConnectionPool:
         self._tend()
         return slot
 
+    # ---- queries
+
+    async def run(self, query: Any, *, timeout: float | None = None, retry: bool = False, **options: Any) -> Any:
+        """Run a query, beside others on one connection, and return its value; a sequence whole, as a list.
+
+        Takes a place on the least loaded connection at once; where each carries ``max_in_flight`` queries or is leased,
+        waits in line for up to ``acquire_timeout``. ``timeout`` is seconds for all of it, waiting and query; None: as
+        long as the query takes. If cancelled or timed out, the query is stopped on the server, and nobody else notices.
+
+        A query that could not be sent is sent elsewhere. One that was sent is not repeated where its answer got lost,
+        unless ``retry`` says that doing it twice does no harm.
+
+        :param options: the driver's, for ``query.run()``: ``db``, ``noreply``, ``time_format``, ``profile``, …
+        :raises QueryTimeout: time was up after it had been sent: it may have been done or not.
+        :raises ConnectionLost: the connection ended after it had been sent: it may have been done or not.
+        :raises PoolException: any other: it was never sent, for the reasons that :meth:`acquire` gives.
+        :raises Exception: the driver's error, where the server refused it or failed.
+        """
+        connector = self._query_connector or self._sharing("run()")
+        value = await self._run_shared(connector.run, query, timeout, retry, options)
+        self._queries_done_total += 1
+        return value
+
+    def stream(self, query: Any, *, timeout: float | None = None, retry: bool = False, **options: Any) -> StreamContext:
+        """``async with pool.stream(query) as rows: async for row in rows:`` reads a sequence in batches, as they come.
+
+        Entering waits and raises as :meth:`run`; ``timeout`` is seconds until the first rows are there. Leaving stops
+        the query on the server, if it has rows left. Reading waits for as long as the next row takes, and raises
+        :class:`~async_repool.errors.ConnectionLost` where the connection ended before the last row. While it is read,
+        the connection serves others too.
+
+        :param options: the driver's, for ``query.run()``.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        return StreamContext(self, query, timeout, retry, options)
+
+    def changes(
+        self, query: Any, *, timeout: float | None = None, on_gap: Literal["tell", "raise"] = "tell", **options: Any
+    ) -> Feed:
+        """``async for change in pool.changes(R.table("heroes").changes()):`` follows a changefeed that survives.
+
+        Its connection is in the feed lane, and carries other feeds too. Where it ends, or the server restarts, the feed
+        is opened again, after growing pauses of up to 5 s, for as long as it takes. What happened meanwhile was missed:
+        a :class:`FeedGap` comes in place of it, or with ``on_gap="raise"``
+        :class:`~async_repool.errors.ConnectionLost` is raised at once instead. A query with ``include_initial=True``
+        gets all initial values again after the gap.
+
+        Ends with the error of the driver where the server refuses the query, as after the table was dropped, and with
+        :class:`PoolClosed` where the pool is closed. At first, raises what :meth:`run` raises. If cancelled, no change
+        is lost and it may be read on; left or dropped, it is stopped on the server; ``await feed.aclose()`` does so
+        too.
+
+        :param timeout: seconds that one opening may take, the first or a later one. None: ``connect_timeout``.
+        :param options: the driver's, for ``query.run()``.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout, positive=True)
+        if on_gap not in ("tell", "raise"):
+            raise ValueError(f"on_gap must be 'tell' or 'raise', not {on_gap!r}")
+        connector = self._query_connector or self._sharing("changes()")
+        return Feed(self, connector, query, self._connect_timeout() if timeout is None else timeout, on_gap, options)
+
+    async def _run_shared(
+        self,
+        run: Callable[[Any, Any, dict[str, Any]], Awaitable[Any]],
+        query: Any,
+        timeout: float | None,
+        retry: bool,
+        options: dict[str, Any],
+    ) -> Any:
+        """Do ``run`` on a shared connection. The one place that says what is tried again."""
+        deadline = None
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+            deadline = self._time() + timeout
+        lost: ConnectionLost | None = None  # how it was lost when it was last sent
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                slot = self._place_nowait() or await self._wait_in_line(QUERY, self._time_to_wait(deadline))
+            except PoolException as error:
+                if lost is None:
+                    raise
+                raise self._lost_query(lost) from error  # it is not sent again, but it was sent
+            try:
+                if slot.connection is None:
+                    raise NotSent("the pool ended the connection")
+                if deadline is None:
+                    return await run(slot.connection, query, options)
+                async with asyncio.timeout_at(deadline) as limit:
+                    return await run(slot.connection, query, options)
+            except NotSent as error:
+                if attempt >= MOST_ATTEMPTS:
+                    raise (self._never_sent(error) if lost is None else self._lost_query(lost)) from error
+            except ConnectionLost as error:
+                lost = error
+                if not retry or attempt >= MOST_ATTEMPTS:
+                    raise self._lost_query(error) from error.__cause__
+            except asyncio.CancelledError:
+                self._queries_stopped_total += 1
+                raise
+            except TimeoutError:
+                if deadline is None or not limit.expired():
+                    self._queries_done_total += 1
+                    raise
+                self._queries_stopped_total += 1
+                self._question(slot)
+                raise QueryTimeout(
+                    f"{self._name}: a query had no answer from {self._connector.endpoint} within {timeout:g} s, and "
+                    "was stopped; it may have been done or not"
+                ) from None
+            except BaseException:
+                self._queries_done_total += 1
+                raise
+            finally:
+                self._leave(slot)
+
+    async def _open_stream(self, query: Any, timeout: float | None, retry: bool, options: dict[str, Any]) -> Stream:
+        connector = self._query_connector or self._sharing("stream()")
+        stream: Stream = await self._run_shared(connector.open_stream, query, timeout, retry, options)
+        return stream
+
+    def _stream_left(self, *, was_cut: bool, was_lost: bool) -> None:
+        self._queries_stopped_total += was_cut
+        self._queries_lost_total += was_lost
+        self._queries_done_total += not (was_cut or was_lost)
+
+    def _time_to_wait(self, deadline: float | None) -> float | None:
+        """Seconds that a query may wait in line."""
+        longest = self._config.acquire_timeout
+        if deadline is None:
+            return longest
+        left = max(0.0, deadline - self._time())
+        return left if longest is None else min(left, longest)
+
+    def _never_sent(self, error: NotSent) -> ConnectFailed:
+        return ConnectFailed(
+            f"{self._name}: a query was never sent: {MOST_ATTEMPTS} connections to {self._connector.endpoint} in turn "
+            f"ended before that, the last one so: {error}"
+        )
+
+    def _lost_query(self, error: ConnectionLost) -> ConnectionLost:
+        self._queries_lost_total += 1
+        return ConnectionLost(
+            f"{self._name}: the connection ended before a query was answered, which may have been done or not: "
+            f"{error}. Repeat it if that does no harm; retry=True does so"
+        )
+
+    def _place_nowait(self) -> Slot | None:
+        """A place on a shared slot, with one more query on it; None if the caller has to wait in line."""
+        if get_running_loop() is not self._open_loop:
+            raise self._unusable("a query")
+        return None if self._room.waiting else self._place()
+
+    def _place(self) -> Slot | None:
+        """The same, whoever waits. What else is to be done is left to the housekeeper, for the line may be at work."""
+        ledger = self._ledger
+        if ledger.idle and (slot := self._take_idle(QUERY)) is not None:
+            return slot
+        was_crowded = ledger.is_crowded
+        while (slot := ledger.join(self._time())) is not None:
+            if self._is_open(slot):
+                if ledger.is_crowded and not was_crowded:
+                    self._bell.set()
+                return slot
+            if ledger.turn_away(slot):
+                self._close_slot(slot, ledger.unshare(slot, self._time(), is_open=False) or CloseReason.BROKEN)
+                self._bell.set()
+        return None
+
+    def _leave(self, slot: Slot) -> None:
+        """A query on a shared slot has ended."""
+        if slot.state is not SHARED:
+            return  # the pool ended it
+        if self._ledger.leave(slot):
+            self._unshare(slot)
+        elif self._room.waiting:
+            self._serve_line()
+
+    def _unshare(self, slot: Slot) -> None:
+        reason = self._ledger.unshare(slot, self._time(), self._is_open(slot))
+        if reason is not None or self._ledger.watches_idle or not self._room.put_nowait(slot):
+            self._come_home(slot, reason)
+
+    def _question(self, slot: Slot) -> None:
+        """A query or feed on this slot had no answer in time: it may be slow, or the connection is dead."""
+        if slot.state in (SHARED, SlotState.CARRIER) and self._ledger.question(slot):
+            work = _call(self._connector.check, slot.connection, self._config.check_timeout)
+            self._preparing.add(self._spawn("check", work, partial(self._answered, slot)))
+
+    def _answered(self, slot: Slot, task: asyncio.Task[Any]) -> None:
+        self._preparing.discard(task)
+        is_good = not task.cancelled() and task.exception() is None
+        if slot.state not in (SHARED, SlotState.CARRIER):
+            return  # the pool ended it
+        is_last = self._ledger.answered(slot, is_good=is_good)
+        if not is_good:
+            log.debug("%s: a connection in use is discarded, its check failed: %s", self._name, _outcome(task))
+            if slot.state is SHARED:
+                self._connector.abort(slot.connection)  # its queries fail now, instead of waiting for ever
+            else:
+                self._end_carrier(slot)
+            self._ping(self._ledger.suspect(self._time()))
+        if slot.state is SHARED and is_last:
+            self._unshare(slot)
+        elif slot.state is SlotState.CARRIER and is_last:
+            self._carries_nothing(slot)
+        self._tend()
+
+    # ---- feeds
+
+    async def _open_feed(self, query: Any, timeout: float, options: dict[str, Any]) -> tuple[Slot, Stream]:
+        """Open a feed on a connection of the lane, within ``timeout`` seconds after there is one."""
+        connector = self._query_connector
+        assert connector is not None
+        attempt = 0
+        while True:
+            attempt += 1
+            slot = await self._acquire_feed_place()
+            limit = asyncio.timeout(timeout)
+            try:
+                if slot.connection is None:  # lost at the very moment when it was handed over
+                    raise NotSent("the connection ended")
+                async with limit:
+                    return slot, await connector.open_stream(slot.connection, query, options)
+            except NotSent as error:
+                self._leave_feed(slot)
+                if attempt >= MOST_ATTEMPTS:
+                    raise self._never_sent(error) from error
+            except BaseException as error:
+                if isinstance(error, TimeoutError) and limit.expired():
+                    self._question(slot)
+                self._leave_feed(slot)
+                if isinstance(error, TimeoutError) and limit.expired():
+                    raise QueryTimeout(
+                        f"{self._name}: a feed had no answer from {self._connector.endpoint} within {timeout:g} s, and "
+                        "was stopped"
+                    ) from None
+                raise
+
+    async def _acquire_feed_place(self) -> Slot:
+        if get_running_loop() is not self._open_loop:
+            raise self._unusable("changes()")
+        slot = self._place_feed()
+        if slot is None and not self._ledger.has_feed_place():
+            raise self._feed_lane_full()
+        if slot is None and not self._room.waiting and self._ledger.has_feed_room():
+            slot = self._take_idle(FEED)
+        if slot is None:
+            slot = await self._wait_in_line(FEED, self._config.acquire_timeout)
+        self._tend()  # the pool's size may have shrunk by the connection that went to the lane
+        return slot
+
+    def _place_feed(self) -> Slot | None:
+        """A place on a connection of the lane, which takes nothing from anybody. None where another should be had."""
+        ledger = self._ledger
+        while (slot := ledger.carrier()) is not None and not self._is_open(slot):
+            self._end_carrier(slot)
+        if slot is None or (ledger.idle and not self._room.waiting and ledger.wants_carrier()):
+            return None
+        ledger.add_feed(slot)
+        return slot
+
+    def _leave_feed(self, slot: Slot) -> None:
+        """A feed on a carrier has ended."""
+        if slot.state is SlotState.CARRIER and self._ledger.remove_feed(slot):
+            self._carries_nothing(slot)
+
+    def _carries_nothing(self, slot: Slot) -> None:
+        if not self._is_open(slot) or not self._has_streams(slot.connection):
+            self._feed_ended(slot)
+        elif slot not in self._trailing:  # streams that were opened before it went to the lane
+            self._trailing.add(slot)
+            work = self._connector.wait_streams(slot.connection)
+            self._reading.add(self._spawn("feed", work, partial(self._trailed, slot)))
+
+    def _trailed(self, slot: Slot, task: asyncio.Task[Any]) -> None:
+        self._reading.discard(task)
+        self._trailing.discard(slot)
+        if slot.state is SlotState.CARRIER and not slot.in_flight:
+            self._feed_ended(slot)
+
+    def _feed_collected(self, slot: Slot) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._leave_feed, slot)  # the collector may run in any thread
+
+    def _end_carrier(self, slot: Slot) -> None:
+        """A connection of the lane is lost: its feeds are told by themselves, and its place in the lane is free."""
+        self._connector.abort(slot.connection)
+        self._ledger.abandon(slot, CloseReason.BROKEN, self._time())
+
     # ---- slots
 
     def _come_home(self, slot: Slot, reason: CloseReason | None, *, is_checked: bool = False) -> None:
         """A slot was made idle (``reason`` None) or is closing: serve whoever has waited longest, or keep it."""
-        if reason is None:
-            if self._room.put_nowait(slot):
-                if self._ledger.watches_idle and self._ledger.idle_alarm(self._time()) < self._wake_at:
-                    self._bell.set()
-                return
-            order = self._ledger.lease(slot, self._time(), self._is_open(slot), is_checked=is_checked)
-            if order is None:
-                self._deadlock_was_logged = False
-                slot.holder.hand_over(self._time())
-                self._room.hand_over(slot)
-                return
-            self._carry_out(slot, order)
-        else:
+        if reason is not None:
             self._close_slot(slot, reason)
+        elif (need := self._next_need()) is None or (need is FEED and not self._ledger.has_feed_room()):
+            self._room.keep_nowait(slot)
+            if self._ledger.watches_idle and self._ledger.idle_alarm(self._time()) < self._wake_at:
+                self._bell.set()
+            return
+        elif self._put_to_use(slot, need, is_checked=is_checked):
+            self._hand_over(slot, need)
+            self._serve_line()
+            return
         self._tend()
 
     def _prepare(self, slot: Slot, hook: Hook, *, is_checked: bool = False) -> None:
@@ -757,6 +1170,7 @@ class AsyncConnectionPool:
             self._connector.abort(connection)
             self._ledger.closed(slot, reason)
             self._settle_close()
+            self._bell.set()  # another one may be wanted in its place
             return None
         if is_read:
             self._ledger.retire(slot)
@@ -796,7 +1210,9 @@ class AsyncConnectionPool:
         return closed
 
     def _slot_lost(self, slot: Slot, connection_id: int) -> None:
-        """A connection died. Idle, it goes; in use, it goes when it comes home. Its siblings may have died too."""
+        """A connection died. Idle, or a carrier of feeds, it goes; in other use, it goes when it comes home. Its
+        siblings may have died too.
+        """
         if id(slot.connection) != connection_id:
             return  # it is in nobody's hands any more
         if slot.state is SlotState.IDLE:
@@ -806,6 +1222,8 @@ class AsyncConnectionPool:
             if self._ledger.connect_failures_total > failures:
                 self._last_failure = ConnectionResetError("a connection was lost as soon as it was open")
             self._close_slot(slot, reason)
+        elif slot.state is SlotState.CARRIER:
+            self._end_carrier(slot)
         self._ping(self._ledger.suspect(self._time()))
         self._tend()
 
@@ -813,10 +1231,10 @@ class AsyncConnectionPool:
 
     def _tend(self) -> float:
         """Carry out what the ledger orders. Returns when it wants to be asked again."""
-        if self._room.has_idle and self._room.waiting:
+        if self._room.waiting:
             self._serve_line()
         now = self._time()
-        orders = self._ledger.tend(now, self._room.waiting)
+        orders = self._ledger.tend(now, self._leases_wanted(), self._room.waiting_for(QUERY))
         if orders.close:
             self._room.remove([slot for slot, _ in orders.close])
         for slot, reason in orders.close:
@@ -945,17 +1363,24 @@ class AsyncConnectionPool:
             size=ledger.size,
             idle=ledger.idle,
             leased=ledger.leased,
+            shared=ledger.shared,
             connecting=ledger.connecting,
             closing=ledger.closing,
             waiting=self._room.waiting,
             feeds=ledger.feeds,
             retired=ledger.retired,
+            queries_in_flight=ledger.queries,
+            queries_waiting=self._room.waiting_for(QUERY),
+            changefeeds=ledger.carried,
             acquired_total=ledger.acquired_total,
             waited_total=self._waited_total,
             waited_seconds_total=self._waited_seconds_total,
             timeouts_total=self._timeouts_total,
             cancelled_total=self._cancelled_total,
             refused_total=self._refused_total,
+            queries_done_total=self._queries_done_total,
+            queries_stopped_total=self._queries_stopped_total,
+            queries_lost_total=self._queries_lost_total,
             opened_total=ledger.opened_total,
             connect_failures_total=ledger.connect_failures_total,
             closed_total=ledger.closed_by_reason.total(),
@@ -966,13 +1391,17 @@ class AsyncConnectionPool:
         ledger = self._ledger
         status = ledger.state.value
         if ledger.state is not LedgerState.CLOSED:
-            status += f" {ledger.leased}/{ledger.max_size} leased, {self._room.waiting} waiting"
+            status += f" {ledger.leased}/{ledger.max_size} leased, "
+            if ledger.shared:
+                status += f"{ledger.shared} shared by {ledger.queries} queries, "
+            status += f"{self._room.waiting} waiting"
         return f"<AsyncConnectionPool {self._name!r} {status}>"
 
     def _situation(self) -> str:
         ledger = self._ledger
+        shared = f"{ledger.shared} shared by {ledger.queries} queries, " if ledger.shared else ""
         return (
-            f"{ledger.leased} of {ledger.max_size} leased, {ledger.idle} idle, {ledger.connecting} connecting, "
+            f"{ledger.leased} of {ledger.max_size} leased, {shared}{ledger.idle} idle, {ledger.connecting} connecting, "
             f"{ledger.closing} closing, {self._room.waiting} waiting"
         )
 
@@ -1005,11 +1434,20 @@ class AsyncConnectionPool:
             f"{self._name}: {call} on a pool that is not open yet; await init_pool(), or use `async with pool:`"
         )
 
+    def _sharing(self, call: str) -> NoReturn:
+        raise PoolException(
+            f"{self._name}: {call} needs a connector that runs queries, a QueryConnector; {self._connector!r} is none. "
+            "Use acquire() or connect()"
+        )
+
     def _feed_lane_full(self) -> PoolException:
-        return PoolException(
+        return FeedLaneFull(
             f"{self._name}: max_feed_connections={self._config.feed_limit} connections serve feeds; end one, or "
             "raise max_feed_connections"
         )
+
+
+_CALLS: Final = {LEASE: "acquire()", QUERY: "a query", FEED: "changes()"}
 
 
 def _no_time() -> float:

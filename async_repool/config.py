@@ -76,6 +76,9 @@ class PoolConfig:
     max_feed_connections: int | None = None
     """Most connections in the feed lane (``looped_mode``). None: as many as ``pool_size``."""
 
+    max_in_flight: int = 128
+    """Most queries of ``run()`` and ``stream()`` on one connection at once. RethinkDB takes 1,024."""
+
     max_waiting: int = 0
     """Most callers waiting at once. 0: no limit."""
 
@@ -106,6 +109,7 @@ class PoolConfig:
         if self.min_size is not None and self.min_size > self.pool_size:
             raise ValueError(f"min_size={self.min_size} is more than pool_size={self.pool_size}")
         self._check_count("max_feed_connections", at_least=0, optional=True)
+        self._check_count("max_in_flight", at_least=1)
         self._check_count("max_waiting", at_least=0)
         for option in ("connection_ttl", "max_idle", "acquire_timeout"):
             self._check_seconds(option, optional=True)

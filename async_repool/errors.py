@@ -38,5 +38,30 @@ class ConnectFailed(PoolException, ConnectionError):
         self.is_permanent = is_permanent
 
 
+class FeedLaneFull(PoolException):
+    """As many connections serve feeds as ``max_feed_connections`` allows."""
+
+
+class OutcomeUnknown(PoolException):
+    """A query was sent, and its answer will not come: it may have been done, or not, or in part.
+
+    It is not repeated, unless ``retry=True`` says that it may be. Is a :class:`QueryTimeout` or a
+    :class:`ConnectionLost`. Every other :class:`PoolException` of a query means that it was never sent; an error of the
+    driver, that the server has refused or failed it.
+    """
+
+
+class QueryTimeout(OutcomeUnknown, TimeoutError):
+    """The time for a query was over before its answer had come. It was stopped on the server."""
+
+
+class ConnectionLost(OutcomeUnknown, ConnectionError):
+    """The connection of a query ended before its answer had come, or that of a stream before its last row."""
+
+
+class NotSent(PoolException, ConnectionError):
+    """For connectors: the connection has ended, and this query was never sent on it. The pool runs it on another."""
+
+
 class LeaseError(PoolException):
     """A lease was misused: released twice, released to a pool that is not its own, or used after its release."""

@@ -28,7 +28,7 @@ class Owner(Protocol):
     def _acquire_nowait(self, caller: FrameType) -> Slot | None:
         """An idle slot, leased to the task that runs; None if the caller has to wait in line."""
 
-    async def _wait_in_line(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
+    async def _wait_for_lease(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
         """A leased slot, after waiting."""
 
     async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
@@ -154,7 +154,7 @@ class LeaseContext:
             raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
         caller = _getframe(1)
         try:
-            slot = pool._acquire_nowait(caller) or await pool._wait_in_line(self._timeout, caller)
+            slot = pool._acquire_nowait(caller) or await pool._wait_for_lease(self._timeout, caller)
         except BaseException:
             self._pool = pool
             raise

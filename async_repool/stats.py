@@ -21,6 +21,10 @@ class CloseReport:
     """Feeds that were ended."""
     seconds: float
     """How long it took, from the first ``close()`` on."""
+    queries_waited_for: int = 0
+    """Queries that were under way when the closing began."""
+    queries_aborted: int = 0
+    """Those of them that had no answer in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +41,29 @@ class PoolStats:
 
     # Gauges.
     size: int
-    """``idle + leased + connecting + closing``; never above ``max_size``."""
+    """``idle + leased + shared + connecting + closing``; never above ``max_size``."""
     idle: int
-    """Connections ready to be leased."""
+    """Connections ready to be used."""
     leased: int
     """Connections in users' hands."""
+    shared: int
+    """Connections that carry queries of ``run()`` and ``stream()``, up to ``max_in_flight`` each."""
     connecting: int
     """Connections being opened, checked or reset."""
     closing: int
     """Connections being closed."""
     waiting: int
-    """Callers waiting for a connection."""
+    """Callers waiting in line, whatever for."""
     feeds: int
     """Connections in the feed lane, outside ``size``."""
     retired: int
     """Connections outside ``size`` that close when the last cursor on them has ended."""
+    queries_in_flight: int
+    """Queries of ``run()`` and ``stream()`` that are not answered yet."""
+    queries_waiting: int
+    """Those of the callers waiting whose query was not sent yet."""
+    changefeeds: int
+    """Feeds of ``changes()`` that are open."""
 
     # Totals.
     acquired_total: int
@@ -66,6 +78,12 @@ class PoolStats:
     """Callers that were cancelled in line."""
     refused_total: int
     """Callers turned away because ``max_waiting`` were waiting."""
+    queries_done_total: int
+    """Queries of ``run()`` and ``stream()`` that the server has answered, if only with an error."""
+    queries_stopped_total: int
+    """Those that were cancelled or timed out after they had been sent, and streams that were left before their end."""
+    queries_lost_total: int
+    """Those whose connection ended before the answer came."""
     opened_total: int
     """Connections opened."""
     connect_failures_total: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -32,39 +32,45 @@ class Table:
 
 @dataclass(frozen=True)
 class Goal:
-    """Something that must be at most so large. ``found`` is None where it could not be measured."""
+    """Something that must be at most so large, or at least. ``found`` is None where it could not be measured."""
 
     text: str
-    at_most: float
+    limit: float
     found: float | None
+    bound: Literal["at most", "at least"] = "at most"
 
     @property
     def is_met(self) -> bool | None:
-        return None if self.found is None else self.found <= self.at_most
+        if self.found is None:
+            return None
+        return self.found <= self.limit if self.bound == "at most" else self.found >= self.limit
 
     def __str__(self) -> str:
         if self.found is None:
-            return f"not measured  {self.text}: at most {self.at_most:g}"
-        return f"{'met' if self.is_met else 'MISSED':<12}  {self.text}: at most {self.at_most:g}, is {self.found:.2f}"
+            return f"not measured  {self.text}: {self.bound} {self.limit:g}"
+        return (
+            f"{'met' if self.is_met else 'MISSED':<12}  {self.text}: {self.bound} {self.limit:g}, is {self.found:.2f}"
+        )
 
 
 @dataclass
 class Report:
     """One run."""
 
-    rounds: int
-    tables: list[Table] = field(default_factory=list)
+    sections: list[Table | str] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     """Every value of every round, by the names of the tables' rows, in seconds or bytes."""
+    server: dict[str, Any] | None = None
+    """What queries were run on."""
 
     @property
     def has_missed_goals(self) -> bool:
         return any(goal.is_met is False for goal in self.goals)
 
     def __str__(self) -> str:
-        parts = [f"{machine()}; medians of interleaved rounds", *map(str, self.tables)]
+        parts = [f"{machine()}; medians of interleaved rounds", *map(str, self.sections)]
         if self.not_measured:
             parts.append("\n".join(f"{name}: not measured, {why}" for name, why in self.not_measured.items()))
         parts.append("\n".join(["Goals", "", *map(str, self.goals)]))
@@ -74,7 +80,7 @@ class Report:
         """For JSON."""
         return {
             "machine": machine(),
-            "rounds": self.rounds,
+            "server": self.server,
             "values": self.values,
             "goals": [{**asdict(goal), "is_met": goal.is_met} for goal in self.goals],
             "not_measured": self.not_measured,

@@ -39,12 +39,13 @@ class Rounds(Generic[K]):
 
 
 def measure_in_rounds(measures: Mapping[K, Measure], rounds: int, progress: Callable[[str], None]) -> Rounds[K]:
-    """Measure each of ``measures`` once per round. The first starts one place later each round."""
+    """Measure each of ``measures`` once per round: there and back, then the same from one place later on, and so on."""
     result: Rounds[K] = Rounds({key: [] for key in measures})
     keys = list(measures)
     for number in range(rounds):
-        start = number % len(keys)
-        for key in keys[start:] + keys[:start]:
+        start = number // 2 % len(keys)
+        order = keys[start:] + keys[:start]
+        for key in reversed(order) if number % 2 else order:
             progress(f"round {number + 1}/{rounds}: {key}")
             gc.collect()
             result.values[key].append(measures[key]())

@@ -1,5 +1,6 @@
-"""A soak in real time: users on real sockets, through a proxy that cuts and freezes at random. Nobody may ever get a
-wrong answer or hang, and nothing may be left.
+"""A soak in real time: users on real sockets, through a proxy that cuts and freezes at random. They lease connections,
+run queries beside each other, read streams and follow feeds. Nobody may ever get a wrong answer or hang, no write be
+done twice or get lost, no change be missed that nobody told of, and nothing may be left.
 
     python -m benchmarks.soak --seconds 30 [--url rethinkdb://user:password@host:port] [--seed 1]
 
@@ -19,18 +20,25 @@ import random
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
-from async_repool import AsyncConnectionPool, PoolException, R
+from async_repool import AsyncConnectionPool, FeedGap, OutcomeUnknown, PoolException, R
 from async_repool.testing import Fault, FaultProxy, StandInServer
+
+from .servers import arguments_of
 
 POOL_SIZE: Final = 5
 USERS: Final = 25
 ROWS: Final = 500
+CROWD: Final = 20  # queries that one user asks at once
+COUNTERS: Final = [f"counter {n}" for n in range(CROWD)]
+LOOSE_COUNTER: Final = "counter of cancelled writes"  # of which nobody knows whether they were done
+ALL_COUNTERS: Final = [*COUNTERS, LOOSE_COUNTER]
+FOLLOWERS: Final = 3  # of one feed each, from the beginning to the end
 PATIENCE: Final = 1.0  # seconds that a user gives a query; the driver itself waits for ever
+EVERYBODY_SECONDS: Final = 10.0  # after which somebody of each kind must have been served
 HANG_SECONDS: Final = 20.0  # longer than every bounded wait of one visit together
 BACK_SECONDS: Final = 15.0  # for the whole capacity to be there, once nothing fails any more; the pool may pause for 10
 MORE_MEMORY: Final = 64 * 2**20  # bytes by which the process may grow after its first quarter
@@ -43,8 +51,11 @@ class Tally:
     answered: int = 0
     rows: int = 0
     changes: int = 0
+    gaps: int = 0
     cancelled: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    longest: dict[str, float] = field(default_factory=dict)
+    """Seconds that the longest visit of each kind took, which was answered."""
     wrong: list[str] = field(default_factory=list)
     hung: list[str] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
@@ -87,17 +98,24 @@ class Users:
         self.table = table
         self.draw = draw
         self.tally = tally
-        self._visits: list[Callable[[], Awaitable[None]]] = [
-            *([self._ask] * 10),
-            *([self._get] * 10),
+        self._visits: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            *([self._ask] * 5),
+            *([self._get] * 5),
             self._sum,
             self._read,
             self._read_after_the_lease,
             self._leave_a_cursor,
-            self._be_cancelled,
-            self._be_cancelled,
             self._follow,
+            *([self._run] * 10),
+            *([self._run_many] * 3),
+            *([self._count_many] * 3),
+            self._stream,
+            self._leave_a_stream,
+            self._changes,
+            *([self._be_cancelled] * 4),
         ]
+        self.counted: Counter[str] = Counter()  # by document: writes that were done, for all that is known
+        self.uncertain: Counter[str] = Counter()  # and those that may have been done
 
     async def come_and_go(self) -> None:
         """Visit after visit, until cancelled."""
@@ -105,12 +123,15 @@ class Users:
             await asyncio.sleep(self.draw.expovariate(1 / 0.02))
             await self._watched(self.draw.choice(self._visits))
 
-    async def _watched(self, visit: Callable[[], Awaitable[None]]) -> None:
+    async def _watched(self, visit: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Each call has a watchdog, apart from the limits that it has itself."""
-        name = getattr(visit, "__name__", "visit").strip("_")
+        name = visit.__name__.strip("_")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             async with asyncio.timeout(HANG_SECONDS) as watchdog:
                 await visit()
+            self.tally.longest[name] = max(self.tally.longest.get(name, 0.0), loop.time() - began)
         except (PoolException, R.ReqlError, TimeoutError) as error:
             if watchdog.expired():
                 self.tally.hung.append(f"{name}: {self.pool.stats()}")
@@ -164,8 +185,87 @@ class Users:
         self.tally.rows += len(rows)
         self.tally.expect("rows", rows, list(range(ROWS)))
 
+    async def settle(self, conn: Any, seconds: float) -> None:
+        """At the end: each write was done as often as it was said, and everybody was served."""
+        for name in ALL_COUNTERS:
+            least = self.counted[name]
+            count = (await self.table.get(name).run(conn))["count"]
+            if not least <= count <= least + self.uncertain[name]:
+                most = least + self.uncertain[name]
+                self.tally.wrong.append(f"{name} is {count}, and {least} to {most} writes were done")
+        if seconds >= EVERYBODY_SECONDS:
+            names = {visit.__name__.strip("_") for visit in self._visits}
+            self.tally.hung += [f"{name}: nobody was ever served" for name in names - self.tally.longest.keys()]
+
+    # Queries without leases.
+
+    async def _run(self) -> None:
+        n = self.draw.randrange(1_000_000)
+        retry = self.draw.random() < 0.5
+        self.tally.expect("an echo", await self.pool.run(R.expr(n) + 1, timeout=PATIENCE, retry=retry), n + 1)
+
+    async def _run_many(self) -> None:
+        await self._at_once(self._get_beside(self.draw.randrange(ROWS)) for _ in range(CROWD))
+
+    async def _get_beside(self, n: int) -> None:
+        answer = await self.pool.run(self.table.get(n), timeout=PATIENCE)
+        self.tally.expect("a row", answer, {"id": n, "square": n * n})
+
+    async def _count_many(self) -> None:
+        await self._at_once(self._count(name) for name in self.draw.sample(COUNTERS, CROWD))
+
+    async def _count(self, name: str) -> None:
+        """A write that must not be done twice, and not be lost where it is said to be done."""
+        self.uncertain[name] += 1  # unless it turns out that it was done, or never sent
+        try:
+            counted = self.table.get(name).update(lambda row: {"count": row["count"] + 1})
+            answer = await self.pool.run(counted, timeout=PATIENCE)
+        except OutcomeUnknown:
+            raise
+        except PoolException:  # it was never sent
+            self.uncertain[name] -= 1
+            raise
+        self.uncertain[name] -= 1
+        self.counted[name] += 1
+        self.tally.expect("a write", answer["replaced"], 1)
+
+    async def _count_loosely(self) -> None:
+        await self._count(LOOSE_COUNTER)
+
+    async def _at_once(self, visits: Iterable[Coroutine[Any, Any, None]]) -> None:
+        for outcome in await asyncio.gather(*visits, return_exceptions=True):
+            if isinstance(outcome, PoolException):
+                self.tally.failed[type(outcome).__name__] += 1
+            elif isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _stream(self) -> None:
+        async with self.pool.stream(R.range(ROWS), timeout=PATIENCE, max_batch_rows=100) as rows:
+            await self._rows(rows)
+
+    async def _leave_a_stream(self) -> None:
+        async with self.pool.stream(R.range(ROWS), timeout=PATIENCE, max_batch_rows=100) as rows:
+            async with asyncio.timeout(PATIENCE):
+                self.tally.expect("a first row", await anext(rows), 0)
+
+    async def _changes(self) -> None:
+        """A feed on rows of one's own, which may be broken: then it tells of a gap."""
+        name = uuid.uuid4().hex
+        async with self.pool.changes(self.table.filter({"feed": name}).changes(), timeout=PATIENCE) as feed:
+            for n in range(3):
+                row = {"id": f"{name} {n}", "feed": name, "n": n}
+                await self.pool.run(self.table.insert(row), timeout=PATIENCE, retry=True)
+                async with asyncio.timeout(PATIENCE):
+                    change = await anext(feed)
+                if isinstance(change, FeedGap):
+                    self.tally.gaps += 1
+                    return
+                self.tally.changes += 1
+                self.tally.expect("a change", (change["old_val"], change["new_val"]["n"]), (None, n))
+
     async def _be_cancelled(self) -> None:
-        task = asyncio.create_task(self._get())
+        visit = self.draw.choice([self._get, self._run, self._count_loosely, self._stream, self._changes])
+        task = asyncio.create_task(visit())
         asyncio.get_running_loop().call_later(self.draw.expovariate(1 / 0.003), task.cancel)
         try:
             await task
@@ -189,6 +289,60 @@ class Users:
                     change = await anext(feed)
                 self.tally.changes += 1
                 self.tally.expect("a change", (change["old_val"], change["new_val"]["n"]), (None, n))
+
+
+class Diary:
+    """A document whose number goes up, written past the proxy; and followers, who must see each number, or a gap."""
+
+    def __init__(self, pool: AsyncConnectionPool, table: Any, tally: Tally) -> None:
+        self.pool = pool
+        self.table = table
+        self.tally = tally
+        self.written = 0
+        self.seen = [0] * FOLLOWERS
+
+    async def write(self, conn: Any) -> None:
+        """One number after the other, until cancelled."""
+        while True:
+            await asyncio.sleep(0.01)
+            self.written += 1
+            await self.table.get("diary").update({"n": self.written}).run(conn)
+
+    async def follow(self, follower: int) -> None:
+        """Until cancelled. Once it was open, the feed has to survive whatever happens."""
+        feed, was_open, is_new = self._feed(), False, True
+        while True:
+            try:
+                item = await anext(feed)
+            except Exception as error:
+                if was_open:
+                    self.tally.wrong.append(f"a feed did not survive {type(error).__name__}: {error}")
+                feed, was_open, is_new = self._feed(), False, True
+                await asyncio.sleep(0.1)
+                continue
+            was_open = True
+            if isinstance(item, FeedGap):
+                self.tally.gaps += 1
+                is_new = True
+                continue
+            last, n = self.seen[follower], item["new_val"]["n"]
+            if n != last + 1 and not (is_new and n > last):
+                self.tally.wrong.append(f"after change {last} came {n}, and nobody told of a gap")
+            self.tally.changes += 1
+            self.seen[follower], is_new = n, False
+
+    def _feed(self) -> Any:
+        return self.pool.changes(self.table.get("diary").changes(), timeout=PATIENCE)
+
+    async def end(self) -> None:
+        """Nothing fails any more: all followers have to be back, and to see what is written from now on."""
+        loop = asyncio.get_running_loop()
+        written, until = self.written, loop.time() + BACK_SECONDS
+        while min(self.seen) <= written:
+            if loop.time() > until:
+                self.tally.leaked.append(f"changes: at the end followers saw {self.seen} of {self.written}")
+                return
+            await asyncio.sleep(0.05)
 
 
 async def trouble(proxy: FaultProxy, draw: random.Random) -> None:
@@ -235,12 +389,7 @@ async def the_server(url: str | None) -> AsyncIterator[dict[str, Any]]:
         async with StandInServer() as server:
             yield {"host": server.host, "port": server.port}
         return
-    parts = urlsplit(url)
-    if parts.scheme != "rethinkdb" or not parts.hostname:
-        raise SystemExit("--url must look like rethinkdb://user:password@host:port")
-    given = {"user": parts.username, "password": parts.password}
-    named = {name: unquote(value) for name, value in given.items() if value}
-    yield {"host": parts.hostname, "port": parts.port or 28015, **named}
+    yield arguments_of(url)
 
 
 @contextlib.asynccontextmanager
@@ -253,6 +402,7 @@ async def a_table(arguments: dict[str, Any]) -> AsyncIterator[Any]:
         await R.db(db).table_create("t").run(conn)
         await table.wait().run(conn)
         await table.insert([{"id": n, "square": n * n} for n in range(ROWS)]).run(conn)
+        await table.insert([{"id": "diary", "n": 0}, *({"id": name, "count": 0} for name in ALL_COUNTERS)]).run(conn)
         try:
             yield table
         finally:
@@ -280,11 +430,15 @@ async def soak(seconds: float, url: str | None, seed: int, show: Callable[[float
                 cursor_grace=1,
                 check_idle=0.5,
                 ping_interval=1,
+                max_in_flight=16,
             )
             await pool.init_pool()
-            warm = await _live(Users(pool, table, draw, tally), proxy, seconds, show)
-            proxy.faults.clear()
-            await _come_back(pool, tally)
+            users = Users(pool, table, draw, tally)
+            async with await R.connect(**arguments) as conn, _written(Diary(pool, table, tally), conn):
+                warm = await _live(users, proxy, seconds, show)
+                proxy.faults.clear()
+                await _come_back(pool, tally)
+                await users.settle(conn, seconds)
             stats = pool.stats()
             await _bounded("close()", pool.close(timeout=2), tally)
             if pool.stats().size or pool.stats().opened_total != pool.stats().closed_total:
@@ -327,6 +481,20 @@ async def _live(users: Users, proxy: FaultProxy, seconds: float, show: Callable[
     return warm or measure()
 
 
+@contextlib.asynccontextmanager
+async def _written(diary: Diary, conn: Any) -> AsyncIterator[None]:
+    """Writes and follows it, inside; at the end everybody must have seen it."""
+    writer = asyncio.create_task(diary.write(conn))
+    followers = [asyncio.create_task(diary.follow(n)) for n in range(FOLLOWERS)]
+    try:
+        yield
+        await diary.end()
+    finally:
+        for task in (writer, *followers):
+            task.cancel()
+        await asyncio.wait([writer, *followers])
+
+
 async def _bounded(call: str, work: Awaitable[Any], tally: Tally) -> None:
     try:
         async with asyncio.timeout(HANG_SECONDS):
@@ -360,7 +528,8 @@ def _summary(tally: Tally, happened: dict[str, int], before: Resources, after: R
         return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or "none"
 
     lines = [
-        f"answered   {tally.answered:,}; {tally.rows:,} rows and {tally.changes:,} changes read",
+        f"answered   {tally.answered:,}; {tally.rows:,} rows, {tally.changes:,} changes and {tally.gaps:,} gaps read",
+        f"longest    {', '.join(f'{name} {took:.1f} s' for name, took in sorted(tally.longest.items()))}",
         f"cancelled  {tally.cancelled:,}",
         f"failed     {tally.failed.total():,}: {listed(tally.failed)}",
         f"faults     {listed(happened)}",

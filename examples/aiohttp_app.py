@@ -9,7 +9,6 @@ by default. SIGTERM ends it: requests in flight are answered first.
 """
 
 import argparse
-import asyncio
 import logging
 import os
 from typing import Any
@@ -27,12 +26,11 @@ log = logging.getLogger("aiohttp_app")
 async def open_pool(app: web.Application) -> None:
     pool = app[POOL]
     await pool.init_pool()
-    async with pool.connect() as conn:
-        if not await R.db_list().contains(DB).run(conn):
-            await R.db_create(DB).run(conn)
-        if "heroes" not in await R.db(DB).table_list().run(conn):
-            await R.db(DB).table_create("heroes").run(conn)
-        await heroes.wait().run(conn)
+    if not await pool.run(R.db_list().contains(DB)):
+        await pool.run(R.db_create(DB))
+    if "heroes" not in await pool.run(R.db(DB).table_list()):
+        await pool.run(R.db(DB).table_create("heroes"))
+    await pool.run(heroes.wait())
 
 
 async def close_pool(app: web.Application) -> None:
@@ -40,14 +38,12 @@ async def close_pool(app: web.Application) -> None:
 
 
 async def list_heroes(request: web.Request) -> web.Response:
-    async with request.app[POOL].connect() as conn:
-        cursor = await heroes.limit(100).run(conn)
-        return web.json_response([hero async for hero in cursor])
+    # A read may be repeated where its connection is lost.
+    return web.json_response(await request.app[POOL].run(heroes.limit(100), timeout=5, retry=True))
 
 
 async def get_hero(request: web.Request) -> web.Response:
-    async with request.app[POOL].connect() as conn:
-        hero = await heroes.get(request.match_info["id"]).run(conn)
+    hero = await request.app[POOL].run(heroes.get(request.match_info["id"]), timeout=5, retry=True)
     if hero is None:
         raise web.HTTPNotFound(text="no such hero")
     return web.json_response(hero)
@@ -55,7 +51,7 @@ async def get_hero(request: web.Request) -> web.Response:
 
 async def add_hero(request: web.Request) -> web.Response:
     hero: dict[str, Any] = await request.json()
-    async with request.app[POOL].connect() as conn:
+    async with request.app[POOL].connect() as conn:  # a connection of its own, for several queries in a row, say
         result = await heroes.insert(hero).run(conn)
     return web.json_response({"id": result.get("generated_keys", [hero.get("id")])[0]}, status=201)
 
@@ -65,13 +61,13 @@ async def health(request: web.Request) -> web.Response:
     pool = request.app[POOL]
     status, problem = 200, None
     try:
-        async with asyncio.timeout(1), pool.connect() as conn:
-            await R.expr(1).run(conn)
+        await pool.run(R.expr(1), timeout=1)
     except (TimeoutError, PoolException, R.ReqlError) as error:
         log.warning("not healthy: %s", error)
         status, problem = 503, type(error).__name__
     stats = pool.stats()
-    gauges = {"size": stats.size, "idle": stats.idle, "leased": stats.leased, "waiting": stats.waiting}
+    gauges = {"size": stats.size, "idle": stats.idle, "leased": stats.leased, "shared": stats.shared}
+    gauges |= {"queries": stats.queries_in_flight, "waiting": stats.waiting}
     return web.json_response({"problem": problem, **gauges}, status=status)
 
 

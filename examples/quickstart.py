@@ -1,4 +1,4 @@
-"""A pool of 3 connections serves 200 users and a changefeed: python examples/quickstart.py [--host HOST] [--port PORT]
+"""A pool of 3 connections serves 400 users and a changefeed: python examples/quickstart.py [--host HOST] [--port PORT]
 
 On the server that is named, or that RETHINKDB_URL names (rethinkdb://user:password@host:port); else on the stand-in
 server.
@@ -10,7 +10,7 @@ import os
 from contextlib import AsyncExitStack
 from typing import Any
 
-from async_repool import AsyncConnectionPool, R
+from async_repool import AsyncConnectionPool, FeedGap, R
 from async_repool.testing import StandInServer
 
 HEROES = [{"id": n, "name": f"hero {n}", "power": n % 10} for n in range(100)]
@@ -18,30 +18,35 @@ heroes = R.db("quickstart").table("heroes")
 
 
 async def prepare(pool: AsyncConnectionPool) -> None:
-    async with pool.connect() as conn:
-        if await R.db_list().contains("quickstart").run(conn):
-            await R.db_drop("quickstart").run(conn)
-        await R.db_create("quickstart").run(conn)
-        await R.db("quickstart").table_create("heroes").run(conn)
-        await heroes.wait().run(conn)
-        print("loaded", (await heroes.insert(HEROES).run(conn))["inserted"], "heroes")
+    if await pool.run(R.db_list().contains("quickstart")):
+        await pool.run(R.db_drop("quickstart"))
+    await pool.run(R.db_create("quickstart"))
+    await pool.run(R.db("quickstart").table_create("heroes"))
+    await pool.run(heroes.wait())
+    print("loaded", (await pool.run(heroes.insert(HEROES)))["inserted"], "heroes")
 
 
 async def user(pool: AsyncConnectionPool, number: int) -> str:
-    async with pool.connect() as conn:  # waits in line, first come, first served
+    hero: dict[str, Any] = await pool.run(heroes.get(number % len(HEROES)))  # beside others on one connection
+    return hero["name"]
+
+
+async def leasing_user(pool: AsyncConnectionPool, number: int) -> str:
+    async with pool.connect() as conn:  # waits in line for a connection of its own, first come, first served
         hero: dict[str, Any] = await heroes.get(number % len(HEROES)).run(conn)
         return hero["name"]
 
 
 async def follow(pool: AsyncConnectionPool, is_following: asyncio.Event, wanted: int) -> list[str]:
     seen: list[str] = []
-    async with pool.connect(looped_mode=True) as conn:  # a feed has a lane of its own
-        feed = await heroes.changes().run(conn)
+    async with pool.changes(heroes.changes()) as feed:  # survives the loss of its connection
         is_following.set()
         async for change in feed:
+            if isinstance(change, FeedGap):
+                print(f"the changefeed was broken for {change.seconds} s")
+                continue
             seen.append(change["new_val"]["name"])
             if len(seen) == wanted:
-                await feed.close()
                 break
     return seen
 
@@ -57,22 +62,23 @@ async def main(arguments: dict[str, Any]) -> None:
 
         names = await asyncio.gather(*(user(pool, number) for number in range(200)))
         print(f"{len(names)} users asked at once, {len(set(names))} heroes answered")
+        names = await asyncio.gather(*(leasing_user(pool, number) for number in range(200)))
+        print(f"{len(names)} users leased a connection each, in turn, and got {len(set(names))} heroes")
 
         is_following = asyncio.Event()
         following = asyncio.create_task(follow(pool, is_following, wanted=5))
         await is_following.wait()
-        async with pool.connect() as conn:
-            for number in range(5):
-                await heroes.insert({"id": 1000 + number, "name": f"rookie {number}"}).run(conn)
+        for number in range(5):
+            await pool.run(heroes.insert({"id": 1000 + number, "name": f"rookie {number}"}))
         print("the changefeed saw", ", ".join(await following))
 
         stats = pool.stats()
-        print(f"{pool!r}: {stats.acquired_total} leases on {stats.opened_total} connections;", end=" ")
+        print(f"{pool!r}: {stats.queries_done_total} queries,", end=" ")
+        print(f"{stats.acquired_total} leases on {stats.opened_total} connections;", end=" ")
         print(
             f"{stats.waited_total} callers waited {stats.waited_seconds_total * 1000 / stats.waited_total:.0f} ms each"
         )
-        async with pool.connect() as conn:
-            await R.db_drop("quickstart").run(conn)
+        await pool.run(R.db_drop("quickstart"))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,13 @@ async def acquire_soon(pool: AsyncConnectionPool, **arguments: Any) -> asyncio.T
     return task
 
 
+async def run_soon(pool: AsyncConnectionPool, query: Any = "a query", **arguments: Any) -> asyncio.Task[Any]:
+    """A task that has begun to run a query."""
+    task = asyncio.create_task(pool.run(query, **arguments))
+    await turn()
+    return task
+
+
 async def turn(times: int = 5) -> None:
     """Let the loop turn a few times; no time passes."""
     for _ in range(times):

@@ -1,7 +1,7 @@
-"""A server that says exactly what a test tells it to, frame by frame. It knows the log-in and nothing else.
+"""A server that says exactly what a test tells it to, frame by frame, and a connection to it: both ends of one link.
 
 For what a server must not do, or does only once in a thousand runs: a stray token, half a frame, two answers in one
-packet, an answer in the same turn of the loop as a cancellation.
+packet, an answer in the same turn of the loop as a cancellation. The server knows the log-in and nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,25 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from ssl import SSLContext
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
+from rethinkdb.errors import ReqlDriverError, ReqlError
+
+from async_repool.connectors.rethinkdb import R, RethinkDBConnection, RethinkDBConnector, RethinkDBCursor
+
+asyncio_only = pytest.mark.skipif(
+    os.environ.get("ASYNC_REPOOL_TEST_LOOP") == "uvloop",
+    reason="about the order of things in one turn of asyncio's loop",
+)
+CONNECTOR = RethinkDBConnector()
+ONE = R.expr(1)
 
 HEADER = struct.Struct("<QL")
 START, CONTINUE, STOP, NOREPLY_WAIT, SERVER_INFO = 1, 2, 3, 4, 5
@@ -151,3 +165,74 @@ class ScriptedServer:
                     writer.transport.abort()
             await asyncio.sleep(0)
             await server.wait_closed()
+
+
+@dataclass
+class Link:
+    """A connection and the server's end of it."""
+
+    connection: RethinkDBConnection
+    peer: Peer
+
+    def run(self, query: Any = ONE, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.create_task(query.run(self.connection, **options))
+
+    async def started(self, query: Any = ONE, **options: Any) -> tuple[asyncio.Task[Any], int]:
+        """A query that has reached the server, and its token."""
+        task = self.run(query, **options)
+        token, request = await self.peer.request()
+        assert request[0] == START
+        return task, token
+
+    async def streaming(self, *rows: Any) -> tuple[RethinkDBCursor, int]:
+        """A cursor with a first batch, and its token. The next batch has been asked for."""
+        task, token = await self.started()
+        self.peer.answer(token, PARTIAL, *rows)
+        await self.expect(token, CONTINUE)
+        return await task, token
+
+    async def idle(self, *rows: Any) -> tuple[RethinkDBCursor, int]:
+        """A cursor that has read ahead enough and owes nothing to the server, nor the server to it."""
+        cursor, token = await self.streaming(*rows)
+        self.peer.answer(token, PARTIAL, *rows)
+        await self.works()
+        return cursor, token
+
+    async def expect(self, token: int, kind: int) -> None:
+        assert await self.peer.request() == (token, [kind])
+
+    async def works(self) -> None:
+        """The connection lives: it carries a query there and an answer back."""
+        task, token = await self.started(R.expr("ping"))
+        self.peer.answer(token, ATOM, "pong")
+        assert await task == "pong"
+
+    async def fails(self, match: str) -> ReqlError:
+        """The connection is at an end, for a reason that it tells."""
+        await self.peer.is_left()
+        assert not self.connection.is_open()
+        with pytest.raises(ReqlDriverError, match=match) as caught:
+            await R.expr(1).run(self.connection)
+        error: ReqlError = caught.value
+        return error
+
+
+class PoolLink(Link):
+    """The same, whose queries run as the pool runs them."""
+
+    def run(self, query: Any = ONE, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.create_task(CONNECTOR.run(self.connection, query, options))
+
+    def open(self, query: Any = ONE, **options: Any) -> asyncio.Task[Any]:
+        return asyncio.create_task(CONNECTOR.open_stream(self.connection, query, options))
+
+
+AnyLink = TypeVar("AnyLink", bound=Link)
+
+
+@asynccontextmanager
+async def linked(kind: type[AnyLink]) -> AsyncIterator[AnyLink]:
+    async with ScriptedServer().running() as server:
+        connection = await RethinkDBConnector(host=server.host, port=server.port).connect()
+        yield kind(connection, await server.peer())
+        connection.abort()

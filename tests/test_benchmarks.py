@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
 
 import pytest
+import rethinkdb
 
 ROOT = Path(__file__).parent.parent
+SVG = "{http://www.w3.org/2000/svg}"
+
+Run = tuple[subprocess.CompletedProcess[str], dict[str, Any]]
+
+
+def quick(part: str, file: Path, *more: str) -> Run:
+    """One quick run, as its process and what it wrote as JSON. Queries are run on the stand-in."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", part, "--json", str(file), *more]
+    environment = {name: value for name, value in os.environ.items() if name != "RETHINKDB_URL"}
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+    return process, json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+# ---- pools
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, object]]:
-    """One quick run, as its process and what it wrote as JSON."""
-    file = tmp_path_factory.mktemp("benchmarks") / "run.json"
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(file)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
-    return process, json.loads(file.read_text()) if file.exists() else {}
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return quick("pools", tmp_path_factory.mktemp("benchmarks") / "run.json")
 
 
 def test_a_quick_run_ends_well(run):
@@ -45,5 +64,90 @@ def test_whatever_was_not_measured_is_said_so(run):
 
 def test_the_json_has_every_value_of_every_round(run):
     _, result = run
-    assert len(result["values"]["contended"]["async-repool"]) == result["rounds"]
-    assert all(value > 0 for value in result["values"]["contended"]["async-repool"])
+    contended = result["values"]["contended"]
+    assert len(contended["async-repool"]) == len(contended["bare asyncio.Queue"]) == 3
+    assert all(value > 0 for value in contended["async-repool"])
+
+
+# ---- queries
+
+
+@pytest.fixture
+def connection(rethinkdb_server: Any) -> Iterator[Any]:
+    connection = rethinkdb.RethinkDB().connect(**rethinkdb_server.connect_arguments)
+    yield connection
+    connection.close()
+
+
+def databases(connection: Any) -> list[str]:
+    return [name for name in rethinkdb.r.db_list().run(connection) if name.startswith("benchmarks_")]
+
+
+@pytest.fixture(scope="module")
+def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("benchmarks") / "queries.svg"
+
+
+@pytest.fixture(scope="module")
+def queries(chart: Path) -> Run:
+    return quick("queries", chart.with_suffix(".json"), "--svg", str(chart))
+
+
+def test_a_quick_run_of_queries_ends_well_and_prints_its_tables(queries):
+    process, _ = queries
+    assert process.returncode == 0, process.stderr
+    for part in ("6. r.expr(1)", "7. ours beside", "8. r.expr(n)", "9. run() on a pool", "10. memory", "Goals"):
+        assert f"\n{part}" in process.stdout
+
+
+def test_it_says_what_the_queries_were_run_on(queries, chart):
+    process, result = queries
+    assert not result["server"]["is_real"]
+    assert result["server"]["name"] in process.stdout
+    assert result["server"]["name"] in chart.read_text(encoding="utf-8")
+
+
+def test_each_side_is_measured_as_often_as_the_other(queries):
+    _, result = queries
+    at_work = result["values"]["r.expr(1), 64 tasks"]
+    assert {"pool.run()", "bare driver", "a lease per query", "floor"} <= at_work.keys()
+    assert {len(seconds) for seconds in at_work.values()} == {3}
+    assert min(map(min, at_work.values())) > 0
+
+
+def test_each_goal_of_queries_is_judged(queries):
+    _, result = queries
+    assert {goal["text"].split(".")[0] for goal in result["goals"]} == {"6", "7", "8", "9", "10"}
+    assert all(goal["is_met"] in (True, False) for goal in result["goals"])
+
+
+def test_the_chart_has_a_bar_for_each_row_on_axes_that_begin_at_zero(queries, chart):
+    _, result = queries
+    root = ElementTree.parse(chart).getroot()
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert texts.count("0") == 3
+    bars = list(root.iter(f"{SVG}rect"))
+    assert len({bar.get("x") for bar in bars}) == 1
+    assert len(bars) == 2 * len(result["values"]["r.expr(1), 64 tasks"]) + 7
+    for name in (*result["values"]["r.expr(1), 64 tasks"], "point reads", "100 rows", "documents of 100 kB"):
+        assert name in texts
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupted_run_leaves_no_database(rethinkdb_server: Any, connection: Any) -> None:
+    who = f"{quote(rethinkdb_server.user, safe='')}:{quote(rethinkdb_server.password, safe='')}"
+    url = f"rethinkdb://{who}@{rethinkdb_server.url.removeprefix('rethinkdb://')}"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "queries", "--url", url]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            told.append(line)
+            if "round 1/" in line:
+                assert databases(connection)
+                process.send_signal(signal.SIGINT)
+                break
+        output, rest = process.communicate(timeout=30)
+    assert (process.returncode, output) == (130, ""), (told, rest)
+    assert "nothing is left on the server" in rest
+    assert not databases(connection)

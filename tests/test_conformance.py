@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import socket
 
 import pytest
 
-from async_repool.testing.conformance import ConformanceError, check_connector
-from async_repool.testing.scripted import ScriptedConnector, error, never, slow
+from async_repool.errors import ConnectionLost, NotSent
+from async_repool.testing.conformance import ConformanceError, SampleQueries, check_connector
+from async_repool.testing.scripted import ScriptedConnector, error, never, ok, slow
 
 
 class SocketConnector:
@@ -81,6 +83,36 @@ async def echo_server():
         yield server.sockets[0].getsockname()
 
 
+class AnsweringConnector(ScriptedConnector):
+    """A scripted connector that knows the sample queries. Rows of a stream come in batches, one each 0.1 s."""
+
+    async def run(self, connection, query, options, /):
+        if connection.is_open():
+            kind, number = query
+            self.queries.then({"value": ok(number), "rows": ok([*range(number)]), "slow": never()}[kind])
+        return await super().run(connection, query, options)
+
+    async def open_stream(self, connection, query, options, /):
+        kind, number = query
+        if connection.is_open():
+            self.streams.then(ok(number) if kind == "value" else ok())
+        reader = await super().open_stream(connection, query, options)
+        if kind == "rows":
+            loop, stream = asyncio.get_running_loop(), self.opened_streams[-1]
+            for first in range(0, number, 100):
+                loop.call_later(first / 1000, stream.send, *range(first, min(first + 100, number)))
+            loop.call_later(number / 1000, stream.end)
+        return reader
+
+
+QUERIES = SampleQueries(
+    value=lambda number: ("value", number),
+    rows=lambda number: ("rows", number),
+    endless=("endless", 0),
+    slow=("slow", 0),
+)
+
+
 # Connectors that keep their promises.
 
 
@@ -89,6 +121,29 @@ async def test_the_scripted_connector_keeps_every_promise():
     connector = ScriptedConnector()
     await check_connector(connector)
     connector.assert_nothing_left()
+
+
+@pytest.mark.virtual_time
+async def test_the_scripted_connector_keeps_every_promise_of_queries():
+    connector = AnsweringConnector()
+    await check_connector(connector, queries=QUERIES)
+    connector.assert_nothing_left()
+    assert connector.open_streams == []
+    assert max(connection.max_in_flight for connection in connector.connections) == 100
+
+
+@pytest.mark.virtual_time
+async def test_without_sample_queries_none_is_run():
+    connector = AnsweringConnector()
+    await check_connector(connector)
+    assert connector.queries.started_total == connector.streams.started_total == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_sample_query_that_is_not_slow_is_the_fault_of_its_author():
+    samples = dataclasses.replace(QUERIES, slow=("value", 1))
+    with pytest.raises(ConformanceError, match="the slow query was answered at once: 1"):
+        await check_connector(AnsweringConnector(), queries=samples)
 
 
 @pytest.mark.virtual_time
@@ -385,11 +440,336 @@ class ForgetsToAwait(ScriptedConnector):
         await super().check(connection)
 
 
+# The same for queries.
+
+
+class Reader:
+    """The reader's end of a stream, for connectors to break."""
+
+    def __init__(self, connector, reader):
+        self.connector, self.reader = connector, reader
+        self.stream = connector.opened_streams[-1]
+
+    @property
+    def is_feed(self):
+        return self.reader.is_feed
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await anext(self.reader)
+
+    def close(self):
+        return self.reader.close()
+
+
+class BreaksReader(AnsweringConnector):
+    """What it opens is read through its own ``Reader``."""
+
+    Reader = Reader
+
+    async def open_stream(self, connection, query, options, /):
+        return self.Reader(self, await super().open_stream(connection, query, options))
+
+
+@breaks("the protocol of queries is complete: a method of the QueryConnector protocol is missing")
+class HasNoRun(AnsweringConnector):
+    run = None
+
+
+@breaks("queries share a connection: some got the answer of another")
+class MixesAnswers(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        await super().run(connection, query, options)
+        return connection.queries[-1].term[1]
+
+
+@breaks("run() returns sequences whole: a sequence must be a list, not tuple")
+class RunsToTuples(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        value = await super().run(connection, query, options)
+        return tuple(value) if query[0] == "rows" else value
+
+
+@breaks("run() returns sequences whole: 100 rows came, not the 1000 in their order")
+class RunsToTheFirstBatch(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        value = await super().run(connection, query, options)
+        return value[:100] if query[0] == "rows" else value
+
+
+@breaks("run() returns sequences whole: has_streams() is not False when all rows have come")
+class RunLeavesStream(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        value = await super().run(connection, query, options)
+        connection.open_stream()
+        return value
+
+
+@breaks("what has ended sends nothing: run() on a closed connection raised ConnectionResetError()")
+class RunsOnClosed(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        if connection.ended_by == "close":
+            raise ConnectionResetError
+        return await super().run(connection, query, options)
+
+
+@breaks("what has ended sends nothing: run() on an aborted connection returned None instead of raising NotSent")
+class RunsOnAborted(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        return None if connection.ended_by == "abort" else await super().run(connection, query, options)
+
+
+@breaks("what has ended sends nothing: open_stream() on an aborted connection raised ConnectionLost()")
+class OpensStreamsOnAborted(AnsweringConnector):
+    async def open_stream(self, connection, query, options, /):
+        if connection.ended_by == "abort":
+            raise ConnectionLost
+        return await super().open_stream(connection, query, options)
+
+
+@breaks("who waits is told of the end: run() on a connection that was aborted meanwhile raised NotSent(")
+class SaysNotSentOfWhatWasSent(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        try:
+            return await super().run(connection, query, options)
+        except ConnectionLost:
+            raise NotSent("once more") from None
+
+
+@breaks("who waits is told of the end: not done after 20 s: run() on a connection that was aborted meanwhile did not")
+class RunsForgottenWhenAborted(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        try:
+            return await super().run(connection, query, options)
+        except ConnectionLost:
+            await asyncio.Event().wait()
+
+
+@breaks("who waits is told of the end: reading from a connection that was aborted meanwhile returned [] instead of")
+class EndsLostStreamsAsIfWhole(BreaksReader):
+    class Reader(Reader):
+        async def __anext__(self):
+            try:
+                return await super().__anext__()
+            except ConnectionLost:
+                raise StopAsyncIteration from None
+
+
+@breaks("who waits is told of the end: has_streams() of an aborted connection is not False")
+class HasStreamsWhenAborted(AnsweringConnector):
+    def has_streams(self, connection, /):
+        return super().has_streams(connection) or connection.ended_by == "abort"
+
+
+@breaks("queries can be cancelled: run() of a slow query, cancelled, left the connection closed")
+class CancelledRunClosesLater(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        value = await super().run(connection, query, options)
+        if self.queries.cancelled_total:
+            self.abort(connection)
+        return value
+
+
+@breaks("queries can be cancelled: run() of a slow query, cancelled, did not raise CancelledError")
+class RunSwallowsCancellation(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        with contextlib.suppress(asyncio.CancelledError):
+            return await super().run(connection, query, options)
+
+
+@breaks("queries can be cancelled: run() beside run() of a slow query, cancelled got a wrong answer")
+class CancelledRunShiftsAnswers(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        value = await super().run(connection, query, options)
+        return value - 1 if self.queries.cancelled_total else value
+
+
+@breaks("queries can be cancelled: run() beside run(), cancelled in its wait number 1 raised LookupError('stopped')")
+class CancelledRunStopsAnother(AnsweringConnector):
+    async def run(self, connection, query, options, /):
+        total = self.queries.cancelled_total
+        value = await super().run(connection, query, options)
+        await asyncio.sleep(0.1)
+        if self.queries.cancelled_total > total > 0:  # the first to be cancelled is the slow one
+            raise LookupError("stopped")
+        return value
+
+
+@breaks("queries can be cancelled: open_stream(), cancelled in its wait number 1, raised ConnectionLost() instead of")
+class OpenStreamHidesCancellation(AnsweringConnector):
+    async def open_stream(self, connection, query, options, /):
+        try:
+            return await super().open_stream(connection, query, options)
+        except asyncio.CancelledError:
+            raise ConnectionLost from None
+
+
+@breaks("queries can be cancelled: not done after 20 s: wait_streams() after a stream was cancelled did not end")
+class CancelledOpenStreamLeavesStream(AnsweringConnector):
+    async def open_stream(self, connection, query, options, /):
+        try:
+            return await super().open_stream(connection, query, options)
+        except asyncio.CancelledError:
+            connection.open_stream()
+            raise
+
+
+@breaks("only sequences are streams: open_stream() of a query whose value is a number returned <")
+class StreamsNumbers(AnsweringConnector):
+    async def open_stream(self, connection, query, options, /):
+        return await super().open_stream(connection, ("rows", query[1]), options)
+
+
+@breaks("only sequences are streams: it left the connection closed")
+class NumbersClose(AnsweringConnector):
+    async def open_stream(self, connection, query, options, /):
+        try:
+            return await super().open_stream(connection, query, options)
+        except TypeError:
+            self.abort(connection)
+            raise
+
+
+@breaks("streams read to their end: is_feed of a stream that is no changefeed is not False")
+class OpensFeeds(AnsweringConnector):
+    async def open_stream(self, connection, query, options, /):
+        reader = await super().open_stream(connection, query, options)
+        self.opened_streams[-1].is_feed = True
+        return reader
+
+
+@breaks("streams read to their end: 500 rows came, not the 1000 in their order")
+class SkipsRows(BreaksReader):
+    class Reader(Reader):
+        async def __anext__(self):
+            await super().__anext__()
+            return await super().__anext__()
+
+
+@breaks("streams read to their end: reading a stream that has ended raised LookupError('ended already')")
+class EndsOnce(BreaksReader):
+    class Reader(Reader):
+        is_over = False
+
+        async def __anext__(self):
+            if self.is_over:
+                raise LookupError("ended already")
+            try:
+                return await super().__anext__()
+            except StopAsyncIteration:
+                self.is_over = True
+                raise
+
+
+@breaks("streams read to their end: close() of a stream that has ended is not False")
+class CutsOffWhatHasEnded(BreaksReader):
+    class Reader(Reader):
+        def close(self):
+            super().close()
+            return True
+
+
+@breaks("streams read to their end: has_streams() is not False after a stream was read to its end")
+class DoesNotWaitForStreams(BreaksReader):
+    async def wait_streams(self, connection, /):
+        pass
+
+    class Reader(Reader):
+        async def __anext__(self):
+            try:
+                return await super().__anext__()
+            except StopAsyncIteration:
+                self.stream.connection.open_stream()
+                raise
+
+
+@breaks("cancelled reads lose no row: 500 rows came, not the 1000 in their order")
+class CancelledReadLosesRow(BreaksReader):
+    class Reader(Reader):
+        async def __anext__(self):
+            row = await super().__anext__()
+            await asyncio.sleep(0)
+            return row
+
+
+@breaks(
+    "cancelled reads lose no row: a read after a read, cancelled in its wait number 1 raised LookupError('poisoned')"
+)
+class CancelledReadPoisons(BreaksReader):
+    class Reader(Reader):
+        is_poisoned = False
+
+        async def __anext__(self):
+            if self.is_poisoned:
+                raise LookupError("poisoned")
+            try:
+                return await super().__anext__()
+            except asyncio.CancelledError:
+                self.is_poisoned = True
+                raise
+
+
+@breaks("closed streams are none: has_streams() is not True while one is open")
+class HasNeverStreams(AnsweringConnector):
+    def has_streams(self, connection, /):
+        return False
+
+
+@breaks("closed streams are none: not done after 20 s: wait_streams() after a stream was closed did not end")
+class DoesNotCloseStreams(BreaksReader):
+    class Reader(Reader):
+        def close(self):
+            return self.stream.is_open
+
+
+@breaks("closed streams are none: close() of a stream is not True: it was cut off")
+class CutsOffNothing(BreaksReader):
+    class Reader(Reader):
+        def close(self):
+            super().close()
+            return False
+
+
+@breaks("closed streams are none: a second close() of a stream raised LookupError('closed already')")
+class ClosesStreamsOnce(BreaksReader):
+    class Reader(Reader):
+        def close(self):
+            if self.stream.is_closed:
+                raise LookupError("closed already")
+            return super().close()
+
+
+@breaks("closed streams are none: not done after 20 s: wait_streams() after a stream was dropped did not end")
+class KeepsStreams(AnsweringConnector):
+    async def open_stream(self, connection, query, options, /):
+        connection.reader = await super().open_stream(connection, query, options)
+        return connection.reader
+
+
+@breaks("closed streams are none: the connection is not open any more after a stream was closed")
+class ClosedStreamCloses(BreaksReader):
+    class Reader(Reader):
+        def close(self):
+            is_cut_off = super().close()
+            if is_cut_off:
+                self.connector.drop(self.stream.connection)
+            return is_cut_off
+
+
+@breaks("may_pass() says yes or no: it must be true or false, not None")
+class MayPassSaysNothing(AnsweringConnector):
+    def may_pass(self, error, /):
+        pass
+
+
 @pytest.mark.virtual_time
 @pytest.mark.parametrize(("promise", "connector_class"), BROKEN)
 async def test_a_broken_promise_is_named(promise, connector_class):
+    queries = QUERIES if issubclass(connector_class, AnsweringConnector) else None
     with pytest.raises(ConformanceError, match=f"- {re.escape(promise)}") as caught:
-        await check_connector(connector_class(), seconds=20)
+        await check_connector(connector_class(), queries=queries, seconds=20)
     assert any(problem.startswith(promise) for problem in caught.value.problems)
     # Whatever the suite ran is gone; what the connector itself left behind ends here.
     for task in asyncio.all_tasks() - {asyncio.current_task()}:

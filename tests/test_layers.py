@@ -23,11 +23,12 @@ OWN: dict[str, set[str]] = {
     "connectors": NOTHING,
     "connectors._frames": NOTHING,
     "connectors.rethinkdb": {"errors", "connectors._frames"},
+    "streams": {"errors", "_backoff", "_ledger", "connectors"},
     "async_pool": {
         *("_holders", "_ledger", "_waiting_room", "config", "connectors", "connectors.rethinkdb", "errors", "lease"),
-        "stats",
+        *("stats", "streams"),
     },
-    "": {"async_pool", "connectors", "connectors.rethinkdb", "errors", "lease", "stats"},
+    "": {"async_pool", "connectors", "connectors.rethinkdb", "errors", "lease", "stats", "streams"},
 }
 VENDORS: dict[str, set[str]] = {"connectors.rethinkdb": {"rethinkdb"}, "testing.pytest_plugin": {"pytest"}}
 FORBIDDEN: dict[str, set[str]] = {

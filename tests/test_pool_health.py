@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from pool_kit import now, open_pool, turn
 
-from async_repool import AsyncConnectionPool, CloseReport, ConnectFailed, PoolDeadlock, PoolException, PoolTimeout
+from async_repool import AsyncConnectionPool, ConnectFailed, PoolDeadlock, PoolException, PoolTimeout
+from async_repool.stats import CloseReport
 from async_repool.testing import virtual_clock
 from async_repool.testing.scripted import ScriptedConnector, error, never, ok, slow
 

@@ -19,11 +19,12 @@ ROOT = Path(__file__).parent.parent
 def test_the_public_names_are_these() -> None:
     assert async_repool.__all__ == [
         "AsyncConnectionPool",
-        "CloseReport",
         "ConnectFailed",
         "Connector",
+        "FeedGap",
         "Lease",
         "LeaseError",
+        "OutcomeUnknown",
         "PoolClosed",
         "PoolDeadlock",
         "PoolException",

@@ -13,7 +13,6 @@ import struct
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -23,7 +22,6 @@ from rethinkdb.asyncio_net.net_asyncio import AsyncioCursor
 from rethinkdb.errors import (
     ReqlCursorEmpty,
     ReqlDriverError,
-    ReqlError,
     ReqlNonExistenceError,
     ReqlOpFailedError,
     ReqlRuntimeError,
@@ -44,9 +42,11 @@ from scripted_server import (
     START,
     STOP,
     WAIT_COMPLETE,
-    Peer,
+    Link,
     ScriptedServer,
+    asyncio_only,
     frame,
+    linked,
     pack,
 )
 
@@ -57,65 +57,11 @@ from async_repool.testing import StandInServer
 plain_r = RethinkDB()
 plain_r.set_loop_type("asyncio")
 
-ONE = R.expr(1)
-
-
-@dataclass
-class Link:
-    """A connection and the server's end of it."""
-
-    connection: RethinkDBConnection
-    peer: Peer
-
-    def run(self, query: Any = ONE, **options: Any) -> asyncio.Task[Any]:
-        return asyncio.create_task(query.run(self.connection, **options))
-
-    async def started(self, query: Any = ONE, **options: Any) -> tuple[asyncio.Task[Any], int]:
-        """A query that has reached the server, and its token."""
-        task = self.run(query, **options)
-        token, request = await self.peer.request()
-        assert request[0] == START
-        return task, token
-
-    async def streaming(self, *rows: Any) -> tuple[RethinkDBCursor, int]:
-        """A cursor with a first batch, and its token. The next batch has been asked for."""
-        task, token = await self.started()
-        self.peer.answer(token, PARTIAL, *rows)
-        await self.expect(token, CONTINUE)
-        return await task, token
-
-    async def idle(self, *rows: Any) -> tuple[RethinkDBCursor, int]:
-        """A cursor that has read ahead enough and owes nothing to the server, nor the server to it."""
-        cursor, token = await self.streaming(*rows)
-        self.peer.answer(token, PARTIAL, *rows)
-        await self.works()
-        return cursor, token
-
-    async def expect(self, token: int, kind: int) -> None:
-        assert await self.peer.request() == (token, [kind])
-
-    async def works(self) -> None:
-        """The connection lives: it carries a query there and an answer back."""
-        task, token = await self.started(R.expr("ping"))
-        self.peer.answer(token, ATOM, "pong")
-        assert await task == "pong"
-
-    async def fails(self, match: str) -> ReqlError:
-        """The connection is at an end, for a reason that it tells."""
-        await self.peer.is_left()
-        assert not self.connection.is_open()
-        with pytest.raises(ReqlDriverError, match=match) as caught:
-            await R.expr(1).run(self.connection)
-        error: ReqlError = caught.value
-        return error
-
 
 @pytest.fixture
 async def link() -> AsyncIterator[Link]:
-    async with ScriptedServer().running() as server:
-        connection = await RethinkDBConnector(host=server.host, port=server.port).connect()
-        yield Link(connection, await server.peer())
-        connection.abort()
+    async with linked(Link) as link:
+        yield link
 
 
 @pytest.fixture
@@ -542,6 +488,7 @@ async def test_a_query_cancelled_before_its_first_step_is_never_sent(link: Link)
     await link.works()
 
 
+@asyncio_only
 @pytest.mark.parametrize("kind", [ATOM, SEQUENCE, PARTIAL, RUNTIME_ERROR])
 async def test_an_answer_may_come_in_the_turn_of_the_cancellation_and_behind_it(link: Link, kind: int) -> None:
     task, token = await link.started()

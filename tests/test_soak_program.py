@@ -26,10 +26,10 @@ def test_two_seconds_of_soak_find_nothing_wrong_hung_or_leaked(server: str, reth
     process = run("--seconds", "2", *(("--url", url) if server == "by url" else ()))
     assert process.returncode == 0, process.stdout + process.stderr
     told = dict(re.findall(r"^(\w+) +(.+)$", process.stdout, re.MULTILINE))
-    assert int(told["answered"].split(";")[0].replace(",", "")) > 100
+    assert int(told["answered"].split(";")[0].replace(",", "")) >= 5, "each connection of five answers at the end"
     assert (told["wrong"], told["hung"], told["leaked"]) == ("0", "0", "0")
-    assert {"cancelled", "failed", "faults", "files", "tasks", "memory", "leases"} <= told.keys()
-    assert process.stderr.splitlines()[-1].startswith(f"[{'#' * 30}] "), process.stderr
+    assert {"cancelled", "failed", "faults", "files", "tasks", "memory", "leases", "longest"} <= told.keys()
+    assert f"\n[{'#' * 30}] " in process.stderr  # perhaps with asyncio's complaints of a slow machine behind it
 
 
 def test_a_soak_of_no_time_is_refused() -> None:

@@ -1,4 +1,5 @@
-"""The :class:`Connector` protocol: how the pool opens, checks, closes and aborts one kind of connection.
+"""The :class:`Connector` protocol: how the pool opens, checks, closes and aborts one kind of connection; and the
+:class:`QueryConnector`, for connections that carry many queries at once.
 
 Here are only the promises. What keeps them for RethinkDB is in ``rethinkdb.py`` beside this file; a connector of your
 own can be tried with ``async_repool.testing.check_connector``.
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Connector"]
+__all__ = ["Connector", "QueryConnector", "Stream"]
 
 
 @runtime_checkable
@@ -67,3 +68,49 @@ class Connector(Protocol):
 
     def abort(self, connection: Any, /) -> None:
         """End the connection now, without waiting, and release its socket. Never raises; may be called twice."""
+
+
+@runtime_checkable
+class QueryConnector(Connector, Protocol):
+    """A connector that also runs queries, many at a time on one connection: what ``pool.run()``, ``pool.stream()`` and
+    ``pool.changes()`` need.
+
+    Both calls raise :class:`~async_repool.errors.NotSent` where the connection had ended and the query was never sent;
+    :class:`~async_repool.errors.ConnectionLost` where it ended before the answer came; and what the peer says against
+    the query as it is. If cancelled, the query is stopped, and no other on that connection notices.
+    """
+
+    async def run(self, connection: Any, query: Any, options: dict[str, Any], /) -> Any:
+        """Run a query and return its value; a sequence whole, as a list."""
+
+    async def open_stream(self, connection: Any, query: Any, options: dict[str, Any], /) -> Stream:
+        """Run a query whose value is a sequence, and return as soon as its first rows are there.
+
+        Raises ``TypeError`` where the value is none.
+        """
+
+    def may_pass(self, error: BaseException, /) -> bool:
+        """Whether a feed that was refused or ended with this error may be opened again, for it is the affair of a
+        server that restarts or moves its data; false for what will not get better by itself.
+        """
+
+
+class Stream(Protocol):
+    """Rows as they come. Dropped by its reader, it is stopped."""
+
+    @property
+    def is_feed(self) -> bool:
+        """Whether it is a changefeed, which has no last row."""
+
+    def __aiter__(self) -> Stream: ...
+
+    async def __anext__(self) -> Any:
+        """Wait for the next row, as long as it takes. If cancelled, no row is lost.
+
+        Raises :class:`~async_repool.errors.ConnectionLost` where the connection has ended before the last row.
+        """
+
+    def close(self) -> bool:
+        """Stop it on the peer, at once; rows that have come can still be read. May be called twice. True where that cut
+        it off; false where it had ended.
+        """

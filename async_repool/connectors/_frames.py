@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-__all__ = ["HEADER_BYTES", "MAX_BODY_BYTES", "FrameError", "FrameReader", "pack_frame"]
+__all__ = ["HEADER_BYTES", "MAX_BODY_BYTES", "FrameError", "FrameReader", "frame_token", "pack_frame"]
 
 _HEADER = struct.Struct("<QL")
 HEADER_BYTES = _HEADER.size
@@ -26,6 +26,11 @@ class FrameError(Exception):
 def pack_frame(token: int, body: bytes) -> bytes:
     """One frame, ready to be written."""
     return _HEADER.pack(token, len(body)) + body
+
+
+def frame_token(frame: bytes) -> int:
+    """The token of a packed frame."""
+    return int.from_bytes(frame[:8], "little")
 
 
 class FrameReader:

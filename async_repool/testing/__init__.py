@@ -3,7 +3,7 @@
 What lives here: the public names. What must not: logic. Nothing in this package is meant for production.
 """
 
-from .conformance import ConformanceError, check_connector
+from .conformance import ConformanceError, SampleQueries, check_connector
 from .faults import Fault, Faults
 from .proxy import FaultProxy
 from .scripted import ScriptedConnector
@@ -15,6 +15,7 @@ __all__ = [
     "Fault",
     "FaultProxy",
     "Faults",
+    "SampleQueries",
     "ScriptedConnector",
     "StandInServer",
     "VirtualClockLoop",

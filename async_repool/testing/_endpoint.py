@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, cast
 
 from ._wire import HEADER
 from .faults import Fault, Faults
@@ -132,8 +132,7 @@ class ClientConnection(asyncio.Protocol):
     # asyncio.Protocol:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._endpoint.add(self)
         self.update()
 
@@ -377,3 +376,6 @@ class Endpoint:
             await self.loop.connect_accepted_socket(lambda: connection, sock, ssl=None if is_mute else self._ssl)
         except OSError:
             sock.close()  # the client left, or TLS was not agreed on
+        except asyncio.CancelledError:
+            self.discard(connection)  # uvloop closes the transport and does not tell its protocol
+            raise

@@ -1,4 +1,4 @@
-"""A suite that tries any connector: does it keep the promises of the ``Connector`` protocol?
+"""A suite that tries any connector: does it keep the promises of the ``Connector`` protocol, and of ``QueryConnector``?
 
 Here is :func:`check_connector`, with one function for each promise. It knows no particular connector, no pool, no
 driver and no test framework, and runs on whatever event loop it is awaited in, real or virtual.
@@ -14,12 +14,15 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-from async_repool.connectors import Connector
+from async_repool.connectors import Connector, QueryConnector, Stream
+from async_repool.errors import ConnectionLost, NotSent
 
-__all__ = ["ConformanceError", "check_connector"]
+__all__ = ["ConformanceError", "SampleQueries", "check_connector"]
 
 # How long sockets and tasks may take to go once they are given up: transports close in a later turn of the loop, and a
 # server in the same process has to notice first.
@@ -27,7 +30,11 @@ _SETTLE_TURNS: Final = 5
 _SETTLE_WAITS: Final = 100
 _SETTLE_WAIT_SECONDS: Final = 0.01
 
+_QUERIES_AT_ONCE: Final = 100
+_ROWS: Final = 1000  # more than one batch, where rows come in batches
+
 _Check = Callable[["_Bench"], Coroutine[Any, Any, None]]
+_QueryCheck = Callable[["_Bench", QueryConnector, "SampleQueries"], Coroutine[Any, Any, None]]
 
 
 class ConformanceError(AssertionError):
@@ -39,8 +46,29 @@ class ConformanceError(AssertionError):
         super().__init__(f"{connector} breaks {count}:\n" + "\n".join(f"- {problem}" for problem in problems))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleQueries:
+    """What :func:`check_connector` asks a peer that only its user knows. For RethinkDB: ``r.expr``, ``r.range``,
+    ``r.range()``, and a query that waits for what never happens.
+    """
+
+    value: Callable[[int], Any]
+    """Makes a query whose value is that number."""
+    rows: Callable[[int], Any]
+    """Makes a query whose value is the sequence 0, 1, 2 … of so many rows."""
+    endless: Any
+    """A query whose value is a sequence that does not end while the suite runs."""
+    slow: Any
+    """A query that is not answered while the suite runs."""
+
+
 async def check_connector(
-    connector: Connector, *, connections: int = 10, cancel_points: int = 100, seconds: float = 30.0
+    connector: Connector,
+    *,
+    queries: SampleQueries | None = None,
+    connections: int = 10,
+    cancel_points: int = 100,
+    seconds: float = 30.0,
 ) -> None:
     """Try every promise of a connector, against a peer that is well. Raises :class:`ConformanceError` with all that
     break.
@@ -49,6 +77,7 @@ async def check_connector(
     else should open or end any meanwhile, except a server that follows suit; where the platform does not tell (it does
     on Linux and macOS), only tasks and ``ResourceWarning`` are looked at. If cancelled, it aborts what it has opened.
 
+    :param queries: what to run on a ``QueryConnector``; ``None``: only the promises of ``Connector`` are tried.
     :param connections: how many to open at once; the peer must allow as many.
     :param cancel_points: the most awaits of each verb to cancel at; each is tried twice, while it waits and just when
         its wait has ended.
@@ -56,7 +85,7 @@ async def check_connector(
     """
     bench = _Bench(connector, connections, cancel_points)
     gc.collect()  # what others have left behind is not ours to report
-    for name, check in _CHECKS:
+    for name, check in (*_CHECKS, *_query_checks(connector, queries), _LAST_CHECK):
         is_kept = await bench.try_out(name, check, seconds)
         if check is _connect_gives_an_open_connection and not is_kept:
             break  # the others would only say the same
@@ -454,5 +483,219 @@ _CHECKS: Final[tuple[tuple[str, _Check], ...]] = (
     ("connect() can be cancelled", _connect_can_be_cancelled),
     ("check() can be cancelled", _check_can_be_cancelled),
     ("close() can be cancelled, then aborted", _close_can_be_cancelled),
-    ("nothing is left to the garbage collector", _nothing_is_left_to_the_garbage_collector),
+)
+_LAST_CHECK: Final[tuple[str, _Check]] = (
+    "nothing is left to the garbage collector",
+    _nothing_is_left_to_the_garbage_collector,
+)
+
+
+# ---------------------------------------------------------------------- the promises of a QueryConnector
+
+
+def _query_checks(connector: Connector, queries: SampleQueries | None) -> Iterator[tuple[str, _Check]]:
+    if queries is None:
+        return
+    yield "the protocol of queries is complete", _has_all_query_methods
+    if isinstance(connector, QueryConnector):
+        for name, check in _QUERY_CHECKS:
+            yield name, _with(check, connector, queries)
+
+
+def _with(check: _QueryCheck, connector: QueryConnector, queries: SampleQueries) -> _Check:
+    return lambda bench: check(bench, connector, queries)
+
+
+async def _has_all_query_methods(bench: _Bench) -> None:
+    _require(isinstance(bench.connector, QueryConnector), "a method of the QueryConnector protocol is missing")
+
+
+async def _queries_share_a_connection(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+    bench.doing = f"run() of {_QUERIES_AT_ONCE} queries at once"
+    async with asyncio.TaskGroup() as group:
+        runs = [connector.run(connection, queries.value(number), {}) for number in range(_QUERIES_AT_ONCE)]
+        tasks = [group.create_task(run) for run in runs]
+    _require([task.result() for task in tasks] == list(range(_QUERIES_AT_ONCE)), "some got the answer of another")
+
+
+async def _run_returns_sequences_whole(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+    bench.doing = "run() of a sequence"
+    rows = await connector.run(connection, queries.rows(_ROWS), {})
+    _require(isinstance(rows, list), f"a sequence must be a list, not {type(rows).__name__}")
+    _require(rows == list(range(_ROWS)), f"{len(rows)} rows came, not the {_ROWS} in their order")
+    _require(connector.has_streams(connection) is False, "has_streams() is not False when all rows have come")
+
+
+async def _what_has_ended_sends_nothing(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    closed, aborted = await bench.connect(), await bench.connect()
+    bench.doing = "close()"
+    await connector.close(closed)
+    connector.abort(aborted)
+    for connection, status in (closed, "a closed"), (aborted, "an aborted"):
+        run = connector.run(connection, queries.value(1), {})
+        await _require_raises(bench, NotSent, f"run() on {status} connection", run)
+        opening = connector.open_stream(connection, queries.rows(1), {})
+        await _require_raises(bench, NotSent, f"open_stream() on {status} connection", opening)
+
+
+async def _who_waits_is_told_of_the_end(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+    bench.doing = "open_stream()"
+    stream = await connector.open_stream(connection, queries.endless, {})
+    async with _slow_query(bench, connector, connection, queries) as run, _doing(_read_all(stream)) as read:
+        await asyncio.sleep(0)
+        connector.abort(connection)
+        await _require_raises(bench, ConnectionLost, "run() on a connection that was aborted meanwhile", run)
+        await _require_raises(bench, ConnectionLost, "reading from a connection that was aborted meanwhile", read)
+    _require(connector.has_streams(connection) is False, "has_streams() of an aborted connection is not False")
+
+
+async def _queries_can_be_cancelled(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+
+    async def require_unnoticed(answer: Awaitable[Any]) -> None:
+        interrupted, bench.doing = bench.doing, f"run() beside {bench.doing.rstrip(',')}"
+        _require(await answer == 2, f"{bench.doing} got a wrong answer")
+        _require(connector.is_open(connection), f"{interrupted} left the connection closed")
+
+    async with _slow_query(bench, connector, connection, queries) as slow:
+        slow.cancel()
+        bench.doing = "run() of a slow query, cancelled,"
+        await asyncio.wait({slow})
+        _require(slow.cancelled(), f"{bench.doing} did not raise CancelledError")
+        await require_unnoticed(connector.run(connection, queries.value(2), {}))
+    run = partial(connector.run, connection, queries.value(1), {})
+    open_stream = partial(connector.open_stream, connection, queries.endless, {})
+    for verb, call in ("run()", run), ("open_stream()", open_stream):
+        for point, when_woken in _points(bench):
+            async with _doing(connector.run(connection, queries.value(2), {})) as neighbour:
+                is_reached = await _interrupt(bench, verb, call, point, when_woken=when_woken)
+                await require_unnoticed(neighbour)
+            if not is_reached:
+                break
+    await _wait_no_streams(bench, connector, connection, "cancelled")
+
+
+async def _only_sequences_are_streams(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+    opening = connector.open_stream(connection, queries.value(1), {})
+    await _require_raises(bench, TypeError, "open_stream() of a query whose value is a number", opening)
+    _require(connector.is_open(connection), "it left the connection closed")
+
+
+async def _streams_read_to_their_end(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+    bench.doing = "open_stream()"
+    stream = await connector.open_stream(connection, queries.rows(_ROWS), {})
+    _require(stream.is_feed is False, "is_feed of a stream that is no changefeed is not False")
+    bench.doing = "reading a stream"
+    rows = await _read_all(stream)
+    _require(rows == list(range(_ROWS)), f"{len(rows)} rows came, not the {_ROWS} in their order")
+    await _require_raises(bench, StopAsyncIteration, "reading a stream that has ended", anext(stream))
+    bench.doing = "close() of a stream that has ended"
+    _require(stream.close() is False, "close() of a stream that has ended is not False: there was nothing to cut off")
+    await _wait_no_streams(bench, connector, connection, "read to its end")
+
+
+async def _cancelled_reads_lose_no_row(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+    bench.doing = "open_stream()"
+    stream = await connector.open_stream(connection, queries.rows(_ROWS), {})
+    rows = []
+
+    async def read() -> None:
+        rows.append(await anext(stream, None))
+
+    while None not in rows:
+        # Rows that are there do not wait, so only those are interrupted that begin a batch.
+        await _interrupt(bench, "a read", read, 1, when_woken=len(rows) % 2 == 1)
+        bench.doing = f"a read after {bench.doing.rstrip(',')}"
+        await read()
+    came = rows[: rows.index(None)]
+    _require(came == list(range(_ROWS)), f"{len(came)} rows came, not the {_ROWS} in their order")
+
+
+async def _closed_streams_are_none(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await bench.connect()
+    for how in "closed", "dropped":
+        bench.doing = "open_stream()"
+        stream = await connector.open_stream(connection, queries.endless, {})
+        _require(connector.has_streams(connection) is True, "has_streams() is not True while one is open")
+        if how == "closed":
+            bench.doing = "close() of a stream"
+            _require(stream.close() is True, "close() of a stream is not True: it was cut off")
+            bench.doing = "a second close() of a stream"
+            stream.close()
+        else:
+            del stream
+            gc.collect(1)
+        await _wait_no_streams(bench, connector, connection, how)
+        _require(connector.is_open(connection), f"the connection is not open any more after a stream was {how}")
+
+
+async def _may_pass_says_yes_or_no(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
+    bench.doing = "may_pass()"
+    said: object = connector.may_pass(LookupError("nobody's error"))
+    _require(isinstance(said, bool), f"it must be true or false, not {said!r}")
+
+
+async def _require_raises(bench: _Bench, kind: type[Exception], doing: str, call: Awaitable[object]) -> None:
+    bench.doing = doing
+    try:
+        result = await call
+    except kind:
+        return
+    except Exception as error:
+        raise _Broken(f"{doing} raised {error!r} instead of {kind.__name__}") from error
+    raise _Broken(f"{doing} returned {result!r} instead of raising {kind.__name__}")
+
+
+async def _read_all(stream: Stream) -> list[Any]:
+    return [row async for row in stream]
+
+
+async def _wait_no_streams(bench: _Bench, connector: QueryConnector, connection: Any, how: str) -> None:
+    bench.doing = f"wait_streams() after a stream was {how}"
+    await connector.wait_streams(connection)
+    _require(connector.has_streams(connection) is False, f"has_streams() is not False after a stream was {how}")
+
+
+@contextlib.asynccontextmanager
+async def _doing(work: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
+    """Do `work` beside; what is not done at the end is cancelled."""
+    task = asyncio.get_running_loop().create_task(work, name="check_connector: beside")
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@contextlib.asynccontextmanager
+async def _slow_query(
+    bench: _Bench, connector: QueryConnector, connection: Any, queries: SampleQueries
+) -> AsyncIterator[asyncio.Task[Any]]:
+    """Run the slow one beside, and go on when the peer has it: when it has answered what was sent after that."""
+    async with _doing(connector.run(connection, queries.slow, {})) as task:
+        await asyncio.sleep(0)
+        bench.doing = "run() beside a slow query"
+        await connector.run(connection, queries.value(1), {})
+        if task.done():
+            _require(False, f"the slow query was answered at once: {task.exception() or task.result()!r}")
+        yield task
+
+
+_QUERY_CHECKS: Final[tuple[tuple[str, _QueryCheck], ...]] = (
+    ("queries share a connection", _queries_share_a_connection),
+    ("run() returns sequences whole", _run_returns_sequences_whole),
+    ("what has ended sends nothing", _what_has_ended_sends_nothing),
+    ("who waits is told of the end", _who_waits_is_told_of_the_end),
+    ("queries can be cancelled", _queries_can_be_cancelled),
+    ("only sequences are streams", _only_sequences_are_streams),
+    ("streams read to their end", _streams_read_to_their_end),
+    ("cancelled reads lose no row", _cancelled_reads_lose_no_row),
+    ("closed streams are none", _closed_streams_are_none),
+    ("may_pass() says yes or no", _may_pass_says_yes_or_no),
 )

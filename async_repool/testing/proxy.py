@@ -6,6 +6,7 @@ What lives here: passing bytes on, in both directions, answer by answer. What mu
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from ._endpoint import ClientConnection, Endpoint
 from ._wire import MAGIC_V1_0, AnswerSplitter
@@ -129,11 +130,10 @@ class _Upstream(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._endpoint.add(self)
         if self._client.transport.is_closing():
-            transport.abort()
+            self._transport.abort()
             return
         self.may_write = True
         self._client.update()
