@@ -30,7 +30,7 @@ class Effort:
 
 
 FULL = Effort(rounds=7, turn_rounds=35, turns=2_000, hand_overs=10_000, cancellations=10_000, lines=(10, 1_000, 10_000))
-QUICK = Effort(rounds=3, turn_rounds=5, turns=1_000, hand_overs=500, cancellations=1_000, lines=(10, 1_000))
+QUICK = Effort(rounds=1, turn_rounds=3, turns=500, hand_overs=300, cancellations=500, lines=(10, 1_000))
 
 PROFILE_SECONDS = 10.0
 

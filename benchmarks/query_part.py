@@ -35,7 +35,7 @@ class Effort:
 FULL = Effort(
     rounds=25, crowd_rounds=9, queries=60, many=10_000, at_once=(1_000, 10_000), feeds=1_000, profile_seconds=10
 )
-QUICK = Effort(rounds=3, crowd_rounds=2, queries=2, many=500, at_once=(100, 1_000), feeds=50, profile_seconds=1)
+QUICK = Effort(rounds=2, crowd_rounds=2, queries=1, many=300, at_once=(100, 500), feeds=50, profile_seconds=1)
 
 TASKS = 64
 CONNECTIONS = 3

@@ -65,7 +65,7 @@ def test_whatever_was_not_measured_is_said_so(run):
 def test_the_json_has_every_value_of_every_round(run):
     _, result = run
     contended = result["values"]["contended"]
-    assert len(contended["async-repool"]) == len(contended["bare asyncio.Queue"]) == 3
+    assert len(contended["async-repool"]) == len(contended["bare asyncio.Queue"]) == 1
     assert all(value > 0 for value in contended["async-repool"])
 
 
@@ -111,7 +111,7 @@ def test_each_side_is_measured_as_often_as_the_other(queries):
     _, result = queries
     at_work = result["values"]["r.expr(1), 64 tasks"]
     assert {"pool.run()", "bare driver", "a lease per query", "floor"} <= at_work.keys()
-    assert {len(seconds) for seconds in at_work.values()} == {3}
+    assert {len(seconds) for seconds in at_work.values()} == {2}
     assert min(map(min, at_work.values())) > 0
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, assert_type
 
-from async_repool import AsyncConnectionPool, Connector, Lease, PoolStats, RethinkDBConnector
+from async_repool import AsyncConnectionPool, Connector, FeedGap, Lease, PoolStats, R, RethinkDBConnector
+from async_repool.connectors import QueryConnector
+from async_repool.errors import ConnectionLost, OutcomeUnknown, QueryTimeout
 from async_repool.testing import FaultProxy, StandInServer
 from async_repool.testing.scripted import ScriptedConnector
 
@@ -15,6 +17,8 @@ async def hook(connection: Any) -> None: ...
 
 async def main() -> None:
     connectors: list[Connector] = [ScriptedConnector(), RethinkDBConnector(host="db1")]
+    sharing: list[QueryConnector] = [ScriptedConnector(), RethinkDBConnector(host="db1")]
+    connectors += sharing
     pool = AsyncConnectionPool(connectors[0], pool_size=3, acquire_timeout=None, check=hook, name="typed")
     async with AsyncConnectionPool({"host": "db1"}, 7, 42) as other:
         assert_type(other, AsyncConnectionPool)
@@ -26,6 +30,18 @@ async def main() -> None:
         assert_type(conn, Lease)
         assert_type(conn.db, str | None)
         conn.use("heroes")
+    value: dict[str, int] = await pool.run(R.expr(1), timeout=1.5, retry=True, db="heroes")
+    print(value)
+    try:
+        async with pool.stream(R.expr([1])) as rows:
+            print([row async for row in rows])
+        async with pool.changes(R.expr([1]), on_gap="raise") as feed:
+            async for change in feed:
+                if isinstance(change, FeedGap):
+                    assert_type(change.seconds, float)
+    except (ConnectionLost, QueryTimeout) as error:
+        unknown: OutcomeUnknown = error
+        print(unknown)
     assert_type(pool.stats(), PoolStats)
     assert_type(pool.stats().waited_seconds_total, float)
     assert_type(pool.empty, bool)
