@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import random
@@ -161,16 +163,8 @@ class Feed:
 
     async def __anext__(self) -> Any:
         """Wait for the next change, as long as it takes, or for the feed to be open again."""
-        self._begin_use()
-        try:
+        with self._using():
             return await self._next()
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            self._finish()
-            raise
-        finally:
-            self._is_used = False
 
     async def aclose(self) -> None:
         """Stop the feed on the server. Does not wait. A task that reads it sees its end. May be called twice."""
@@ -178,23 +172,14 @@ class Feed:
 
     async def __aenter__(self) -> Feed:
         """Open the feed, if it is not open yet."""
-        self._begin_use()
         try:
-            if self._is_over:
-                raise self._end or PoolException(
-                    f"{self._pool.name}: a feed of changes() was closed before; open another"
-                )
-            if self._stream is None and self._broke_at is None:
-                await self._open()
+            with self._using():
+                if self._is_over:
+                    raise self._over()
+                if self._stream is None and self._broke_at is None:
+                    await self._open()
         except StopAsyncIteration:  # which would end a loop around the block
-            raise PoolException(f"{self._pool.name}: a feed of changes() was closed while it was opened") from None
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            self._finish()
-            raise
-        finally:
-            self._is_used = False
+            raise PoolException(f"{self._pool.name}: a feed of changes() was closed; open another") from None
         return self
 
     async def __aexit__(
@@ -203,12 +188,23 @@ class Feed:
         """Stop it."""
         self._finish()
 
-    def _begin_use(self) -> None:
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """One task at a time; and whatever ends its use, other than being cancelled, ends the feed."""
         if self._is_used:
             raise PoolException(
                 f"{self._pool.name}: a feed of changes() is read by two tasks at once; open one for each"
             )
         self._is_used = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._finish()
+            raise
+        finally:
+            self._is_used = False
 
     async def _next(self) -> Any:
         while True:

@@ -1131,7 +1131,7 @@ async def test_the_block_of_a_feed_that_was_closed_is_not_entered() -> None:
     async with open_pool(feeding()) as pool:
         changes = await opened(pool)
         await changes.aclose()
-        with pytest.raises(PoolException, match="main: a feed of changes.. was closed before; open another"):
+        with pytest.raises(PoolException, match="main: a feed of changes.. was closed; open another"):
             await changes.__aenter__()
 
 
