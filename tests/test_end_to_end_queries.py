@@ -712,6 +712,7 @@ QUERY_USES: list[Callable[[Scene], Awaitable[None]]] = [
     begin_to_follow,
     close_under_queries,
 ]
+PROXY_USES = [run_queries, repeat_queries, read_a_stream, follow_changes]
 
 
 @pytest.mark.parametrize("where", ["on the stand-in", "through the proxy"])
@@ -724,12 +725,12 @@ async def test_no_fault_hangs_a_query_gives_a_wrong_answer_or_costs_capacity(
 ) -> None:
     for use in QUERY_USES:
         monkeypatch.setitem(USES, use, {"connect_timeout": 1.0, "acquire_timeout": 5.0})
-    at = stand_in if where == "on the stand-in" else partial(proxy, arguments, table)
+    at, uses = (stand_in, QUERY_USES) if where == "on the stand-in" else (partial(proxy, arguments, table), PROXY_USES)
     unhandled: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     failures: list[Exception] = []
     scenes = 0
-    for two in zip(QUERY_USES[::2], QUERY_USES[1::2], strict=True):  # all at once would be slow
+    for two in zip(uses[::2], uses[1::2], strict=True):  # all at once would be slow
         combined = [combine(control, use, at) for use in two for control in CONTROLS]
         outcomes = await asyncio.gather(*combined, return_exceptions=True)
         failures += [outcome for outcome in outcomes if isinstance(outcome, Exception)]

@@ -1,4 +1,4 @@
-"""Days of a busy pool's life at random, in seconds: virtual time, scripted connections, several seeds.
+"""Hours of a busy pool's life at random, in seconds: virtual time, scripted connections, several seeds.
 
 Users come and go: they lease connections, run queries beside each other, read streams and follow feeds; are cancelled,
 lose patience, drop leases and leave cursors open. Meanwhile connections die, the server is away for minutes and hours,
@@ -867,7 +867,7 @@ TO_BE_SEEN = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_whatever_happens_for_days_everybody_gets_a_right_answer_and_nothing_is_lost(
+def test_whatever_happens_for_hours_everybody_gets_a_right_answer_and_nothing_is_lost(
     options: str,
     seen: dict[str, Counter[str]],
     capsys: pytest.CaptureFixture[str],
@@ -876,7 +876,7 @@ def test_whatever_happens_for_days_everybody_gets_a_right_answer_and_nothing_is_
     caplog.set_level(logging.WARNING)
     seed = list(OPTIONS).index(options)
     with repeatable(seed):
-        this = virtual_clock.run(soak(seed, OPTIONS[options], 8 * HOUR), max_steps=MOST_STEPS)
+        this = virtual_clock.run(soak(seed, OPTIONS[options], 5 * HOUR), max_steps=MOST_STEPS)
     seen[options] = this.outcomes
     told = [record.getMessage() for record in caplog.records]
     assert not [line for line in told if "deadlock" in line], "nobody here holds one lease and waits for another"
@@ -886,14 +886,14 @@ def test_whatever_happens_for_days_everybody_gets_a_right_answer_and_nothing_is_
         "a stream was read",
         "a change was seen",
     ):
-        assert this.outcomes[what] > 20, f"the soak tests too little: {this.outcomes}"
+        assert this.outcomes[what] > 5, f"the soak tests too little: {this.outcomes}"
     with capsys.disabled():
         queries = this.outcomes["a query was answered beside others"]
         print(f" [{this.granted_total} leases, {queries} queries, {this.outcomes['a gap was told']} gaps]", end="")
 
 
 def test_memory_is_flat() -> None:
-    seconds = 2 * HOUR
+    seconds = HOUR
 
     async def scenario() -> int:
         this = Soak(1, OPTIONS["shrinking"])
