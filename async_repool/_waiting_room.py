@@ -34,11 +34,8 @@ class WaitingRoom(Generic[T]):
         self._idle: asyncio.Queue[T] = asyncio.Queue()
         self._line: OrderedDict[Ticket[T], Need] = OrderedDict()  # oldest first; leaving from the middle costs the same
         self._waiting_for = dict.fromkeys(Need, 0)  # how many of those in line need what
-
-    @property
-    def waiting(self) -> int:
-        """How many wait."""
-        return len(self._line)
+        self.waiting = 0
+        """How many wait. Every query asks, twice."""
 
     def waiting_for(self, need: Need) -> int:
         """How many of them need this."""
@@ -90,6 +87,7 @@ class WaitingRoom(Generic[T]):
         ticket: Ticket[T] = asyncio.get_running_loop().create_future()
         self._line[ticket] = need
         self._waiting_for[need] += 1
+        self.waiting += 1
         return ticket
 
     def expire(self, ticket: Ticket[T]) -> None:
@@ -108,6 +106,7 @@ class WaitingRoom(Generic[T]):
 
     def _remove(self, ticket: Ticket[T]) -> None:
         self._waiting_for[self._line.pop(ticket)] -= 1
+        self.waiting -= 1
 
     def _oldest(self) -> Ticket[T] | None:
         """Who has waited longest, of those that can still be served; None if nobody waits."""

@@ -946,7 +946,11 @@ class AsyncConnectionPool:
             return slot
         was_crowded = ledger.is_crowded
         while (slot := ledger.join(self._time())) is not None:
-            if self._is_open(slot):
+            try:  # as _is_open(), without a call for each query
+                is_open = self._connector.is_open(slot.connection)
+            except Exception:
+                is_open = self._is_open(slot)
+            if is_open:
                 if ledger.is_crowded and not was_crowded:
                     self._bell.set()
                 return slot

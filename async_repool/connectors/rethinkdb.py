@@ -297,7 +297,8 @@ _READING_SPACES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview
 class _Reader(asyncio.BufferedProtocol):
     """Reads into space that all connections of an event loop share, since each empties it at once.
 
-    A plain protocol is given bytes for which asyncio allocates 256 KiB each time: a third of what a small query costs.
+    A plain protocol is given bytes for which asyncio allocates 256 KiB each time. Where malloc maps and unmaps that anew,
+    it is a fifth of what a small query costs (measured on glibc, in some processes); in others this gains 3 %.
     """
 
     def __init__(self) -> None:
