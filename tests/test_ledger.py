@@ -5,7 +5,6 @@ between.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -1363,11 +1362,6 @@ class Shared:
         return self.doomed is None and not self.is_suspected
 
 
-def holds(*states: SlotState) -> Callable[[Any], Any]:
-    """For rules that need a slot in one of these states."""
-    return precondition(lambda self: any(slot.state in states for slot in (*self.ledger.slots, *self.ledger.lane)))
-
-
 class RandomLedger(RuleBasedStateMachine):
     """Every command that a shell may give, in any order; a simple model says who waits, what is held and who shares it.
 
@@ -1376,9 +1370,9 @@ class RandomLedger(RuleBasedStateMachine):
     """
 
     @initialize(
-        max_size=st.integers(1, 5),
-        min_size=st.integers(0, 5),
-        ttl=st.sampled_from([0, 5, 50]),
+        max_size=st.sampled_from([3, 2, 4, 1, 5]),
+        min_size=st.sampled_from([1, 5, 2, 0, 3]),
+        ttl=st.sampled_from([0, 20, 200]),
         max_idle=st.sampled_from([None, 0, 7]),
         ping_interval=st.sampled_from([0, 3]),
         check_idle=st.sampled_from([0, 4]),
@@ -1390,6 +1384,7 @@ class RandomLedger(RuleBasedStateMachine):
         self.config = PoolConfig(pool_size=max_size, min_size=min(min_size, max_size), connection_ttl=ttl, **options)
         self.ledger = Ledger(self.config, lambda: random)
         self.now = 0.0
+        self.steps = 0  # since the last drain or closing
         self.turns = itertools.count()
         self.line: list[Need] = []
         self.idle: list[Slot] = []
@@ -1407,8 +1402,12 @@ class RandomLedger(RuleBasedStateMachine):
             self.come_home(slot, self.ledger.opened(slot, connection(), self.now))
         self.ledger.opened_all()
 
+    def all_slots(self) -> list[Slot]:
+        """In an order that is the same each time that Hypothesis repeats a run; that of a set is not."""
+        return [*self.ledger.slots, *sorted(self.ledger.lane, key=lambda slot: int(slot.connection.split()[-1]))]
+
     def in_state(self, *states: SlotState) -> list[Slot]:
-        return [slot for slot in (*self.ledger.slots, *self.ledger.lane) if slot.state in states]
+        return [slot for slot in self.all_slots() if slot.state in states]
 
     def pick(self, data: st.DataObject, *states: SlotState) -> Slot:
         return data.draw(st.sampled_from(self.in_state(*states)))
@@ -1545,7 +1544,7 @@ class RandomLedger(RuleBasedStateMachine):
         carrier = self.ledger.carrier()
         assert (carrier is None) is (not fit)
         assert carrier is None or fit[carrier] == min(fit.values())
-        return carrier
+        return min(fit, key=lambda slot: fit[slot], default=None)
 
     def add_feed(self) -> Slot | None:
         carrier = self.carrier
@@ -1560,30 +1559,25 @@ class RandomLedger(RuleBasedStateMachine):
         self.drained_carriers.discard(slot)
         self.suspected_carriers.discard(slot)
 
-    # ---- callers
+    # ---- callers and time
 
-    @rule(seconds=st.sampled_from([0.01, 1, 6, 60]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(data=st.data(), seconds=st.sampled_from([1, 0.01, 1, 6, 60]), times=st.integers(0, 4))
+    def time_passes(self, data: st.DataObject, seconds: float, times: int) -> None:
         self.now += seconds
         self.carry_out()
+        self.something_ends(data, times)
 
-    @rule(need=st.sampled_from(Need))
-    def somebody_comes(self, need: Need) -> None:
-        if need is Need.FEED and self.carrier is not None:
-            if not (self.idle and not self.line and self.ledger.wants_carrier()):
-                self.add_feed()
-                return
-            fit = self.carriers.keys() - self.drained_carriers - self.suspected_carriers
-            assert min(self.carriers[slot] for slot in fit) >= self.config.max_in_flight
-            if self.use_idle(need) is None:
-                self.add_feed()
-        elif need is Need.FEED and not self.has_feed_place:
-            return
-        elif self.line or self.find(need) is None:
-            self.line.append(need)
-        self.carry_out()
+    @rule(need=st.sampled_from([Need.LEASE, Need.QUERY, Need.QUERY, Need.FEED]), count=st.integers(1, 8))
+    def somebody_comes(self, need: Need, count: int) -> None:
+        if need is Need.QUERY:
+            self.queries_come(count)
+        elif need is Need.FEED:
+            self.feed_comes()
+        else:
+            if self.line or self.find(Need.LEASE) is None:
+                self.line.append(Need.LEASE)
+            self.carry_out()
 
-    @rule(count=st.integers(1, 8))
     def queries_come(self, count: int) -> None:
         """The ledger is asked for more connections only where it says that the shared ones are crowded."""
         for _ in range(count):
@@ -1596,54 +1590,80 @@ class RandomLedger(RuleBasedStateMachine):
         if self.is_crowded and self.ledger.can_grow and not self.ledger.is_outage and self.config.max_idle != 0:
             assert self.ledger.connecting, "all are crowded, and none is opened"
 
+    def feed_comes(self) -> None:
+        if self.carrier is not None:
+            if not (self.idle and not self.line and self.ledger.wants_carrier()):
+                self.add_feed()
+                return
+            fit = self.carriers.keys() - self.drained_carriers - self.suspected_carriers
+            assert min(self.carriers[slot] for slot in fit) >= self.config.max_in_flight
+            if self.use_idle(Need.FEED) is None:
+                self.add_feed()
+        elif self.has_feed_place and (self.line or self.find(Need.FEED) is None):
+            self.line.append(Need.FEED)
+        self.carry_out()
+
     @precondition(lambda self: self.line)
     @rule(data=st.data())
     def somebody_gives_up(self, data: st.DataObject) -> None:
         del self.line[data.draw(st.integers(0, len(self.line) - 1))]
         self.serve_line()
 
-    @holds(SlotState.LEASED)
-    @rule(data=st.data(), how=st.sampled_from(["released", "broken", "never seen"]))
-    def release(self, data: st.DataObject, how: str) -> None:
-        slot = self.pick(data, SlotState.LEASED)
-        come_home = self.ledger.pass_on if how == "never seen" else self.ledger.release
-        self.come_home(slot, come_home(slot, self.now, is_open=how != "broken"))
+    # ---- what is under way goes on
 
-    @holds(SlotState.SHARED)
-    @rule(data=st.data(), count=st.integers(1, 8), is_open=st.booleans())
-    def queries_end(self, data: st.DataObject, count: int, is_open: bool) -> None:
-        slot = self.pick(data, SlotState.SHARED)
-        for _ in range(min(count, self.shared[slot].load - self.shared[slot].is_suspected)):
-            self.leave(slot, self.ledger.leave(slot), is_open)
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data(), times=st.integers(1, 4))
+    def things_end(self, data: st.DataObject, times: int) -> None:
+        self.something_ends(data, times)
 
-    @precondition(lambda self: self.shared and not self.line and not self.idle)
-    @rule()
-    def query_finds_its_slot_broken(self) -> None:
-        if (slot := self.join()) is not None:
-            self.shared[slot].doomed = CloseReason.BROKEN
-            self.leave(slot, self.ledger.turn_away(slot), is_open=False)
-            if self.find(Need.QUERY) is None:
-                self.line.append(Need.QUERY)
+    def something_ends(self, data: st.DataObject, times: int) -> None:
+        for _ in range(times):
+            if self.under_way:
+                slot = data.draw(st.sampled_from(self.under_way))
+                self.end(slot, data.draw(st.sampled_from([True, True, True, False])), data.draw(st.integers(1, 8)))
+                self.ledger.check()
+
+    def end(self, slot: Slot, goes_well: bool, count: int) -> None:
+        """Whatever goes on in this slot, and so many of it."""
+        if slot.state is SlotState.CONNECTING and slot.connection is None:
+            self.opening_ends(slot, goes_well, is_hopeless=count == 8)
+        elif slot.state is SlotState.CONNECTING and goes_well:
+            self.come_home(slot, self.ledger.prepared(slot, self.now, is_open=True))
+        elif slot.state is SlotState.CONNECTING:
+            self.come_home(slot, self.ledger.unfit(slot, self.now, is_open=True))
+        elif slot.state is SlotState.LEASED:
+            come_home = self.ledger.pass_on if count == 8 else self.ledger.release
+            self.come_home(slot, come_home(slot, self.now, is_open=goes_well))
+        elif slot.state is SlotState.SHARED and self.shared[slot].is_suspected and count < 5:
+            self.check_of_a_shared_slot_ends(slot, goes_well)
+        elif slot.state is SlotState.SHARED:
+            for _ in range(min(count, self.shared[slot].load - self.shared[slot].is_suspected)):
+                self.leave(slot, self.ledger.leave(slot), is_open=goes_well)
+        elif slot.state is SlotState.CARRIER:
+            self.something_ends_on_a_carrier(slot, goes_well, count)
+        elif slot.state in (SlotState.FEED, SlotState.TRAILING):
+            self.come_home(slot, self.ledger.feed_ended(slot, self.now, is_open=goes_well))
+        else:
+            self.ledger.closed(slot, CloseReason.BROKEN)
             self.carry_out()
 
-    @holds(SlotState.SHARED)
-    @rule(data=st.data())
-    def query_times_out(self, data: st.DataObject) -> None:
-        slot = self.pick(data, SlotState.SHARED)
-        shared = self.shared[slot]
-        if shared.load == shared.is_suspected:
-            return
-        is_news = shared.takes_queries
-        assert self.ledger.question(slot) is is_news
-        shared.is_suspected |= is_news
-        shared.load += is_news
-        self.leave(slot, self.ledger.leave(slot))
+    @property
+    def under_way(self) -> list[Slot]:
+        done = (SlotState.IDLE, SlotState.EMPTY)
+        return [slot for slot in self.all_slots() if slot.state not in done]
 
-    @precondition(lambda self: any(shared.is_suspected for shared in self.shared.values()))
-    @rule(data=st.data(), is_good=st.booleans())
-    def check_of_a_shared_slot_ends(self, data: st.DataObject, is_good: bool) -> None:
-        suspected = [slot for slot, shared in self.shared.items() if shared.is_suspected]
-        slot = data.draw(st.sampled_from(suspected))
+    def opening_ends(self, slot: Slot, goes_well: bool, is_hopeless: bool) -> None:
+        if goes_well:
+            self.come_home(slot, self.ledger.opened(slot, connection(), self.now))
+            return
+        expected = Refusal.OLDEST if slot.is_for_caller else Refusal.NOBODY
+        refusal = self.ledger.open_failed(slot, self.now, is_hopeless=is_hopeless)
+        assert refusal is (Refusal.ALL if is_hopeless else expected)
+        if refusal is not Refusal.NOBODY:
+            del self.line[: None if refusal is Refusal.ALL else 1]
+        self.carry_out()
+
+    def check_of_a_shared_slot_ends(self, slot: Slot, is_good: bool) -> None:
         self.shared[slot].is_suspected = False
         if not is_good:
             self.shared[slot].doomed = self.shared[slot].doomed or CloseReason.UNFIT
@@ -1651,115 +1671,23 @@ class RandomLedger(RuleBasedStateMachine):
         if not is_good:
             self.siblings_are_checked()
 
-    # ---- connections
+    def something_ends_on_a_carrier(self, slot: Slot, goes_well: bool, count: int) -> None:
+        is_suspected = slot in self.suspected_carriers
+        if self.carriers[slot] == 0:
+            self.end_carrier(slot, goes_well)
+        elif self.carriers[slot] > is_suspected and count > 3:
+            self.leave_carrier(slot, self.ledger.remove_feed(slot), goes_well, is_read_on=count > 6)
+        elif is_suspected:
+            self.suspected_carriers.discard(slot)
+            is_last = self.ledger.answered(slot, is_good=goes_well)
+            if goes_well:
+                self.leave_carrier(slot, is_last, is_open=True, is_read_on=False)
+            else:
+                self.ledger.abandon(slot, CloseReason.BROKEN)
+                self.forget(slot)
+            self.carry_out()
 
-    @holds(SlotState.CONNECTING)
-    @rule(data=st.data(), outcome=st.sampled_from(["opened", "failed", "hopeless"]))
-    def opening_ends(self, data: st.DataObject, outcome: str) -> None:
-        slot = self.pick(data, SlotState.CONNECTING)
-        if slot.connection is not None:
-            self.preparing_ends(slot, passes=outcome == "opened")
-            return
-        if outcome == "opened":
-            self.come_home(slot, self.ledger.opened(slot, connection(), self.now))
-            return
-        expected = Refusal.OLDEST if slot.is_for_caller else Refusal.NOBODY
-        refusal = self.ledger.open_failed(slot, self.now, is_hopeless=outcome == "hopeless")
-        assert refusal is (Refusal.ALL if outcome == "hopeless" else expected)
-        if refusal is not Refusal.NOBODY:
-            del self.line[: None if refusal is Refusal.ALL else 1]
-        self.carry_out()
-
-    def preparing_ends(self, slot: Slot, passes: bool) -> None:
-        if passes:
-            self.come_home(slot, self.ledger.prepared(slot, self.now, is_open=True))
-        else:
-            self.come_home(slot, self.ledger.unfit(slot, self.now, is_open=True))
-
-    @precondition(lambda self: self.idle)
-    @rule()
-    def idle_one_is_reset(self) -> None:
-        self.ledger.hold(self.idle.pop(0), self.now)
-        self.carry_out()
-
-    @holds(SlotState.LEASED)
-    @rule(data=st.data())
-    def leased_one_is_reset(self, data: st.DataObject) -> None:
-        self.ledger.hold_released(self.pick(data, SlotState.LEASED))
-
-    @holds(SlotState.CLOSING, SlotState.RETIRED)
-    @rule(data=st.data(), is_read=st.booleans())
-    def closing_ends(self, data: st.DataObject, is_read: bool) -> None:
-        """Or it has to wait for a reader."""
-        slot = self.pick(data, SlotState.CLOSING, SlotState.RETIRED)
-        if is_read and slot.state is SlotState.CLOSING:
-            self.ledger.retire(slot)
-        else:
-            self.ledger.closed(slot, CloseReason.BROKEN)
-        self.carry_out()
-
-    @precondition(lambda self: self.idle)
-    @rule()
-    def idle_one_dies(self) -> None:
-        assert self.ledger.lost(self.idle.pop(0), self.now) is CloseReason.BROKEN
-        self.siblings_are_checked()
-
-    def siblings_are_checked(self) -> None:
-        assert sorted(self.idle, key=id) == sorted(self.ledger.suspect(self.now), key=id)
-        self.idle.clear()
-        self.carry_out()
-
-    # ---- the lane
-
-    @precondition(lambda self: self.ledger.leased and self.has_feed_room)
-    @rule(data=st.data(), is_read_on=st.booleans())
-    def lease_becomes_a_feed(self, data: st.DataObject, is_read_on: bool) -> None:
-        slot = self.pick(data, SlotState.LEASED)
-        self.ledger.to_feed_lane(slot)
-        if is_read_on:
-            self.ledger.trail(slot)
-        self.carry_out()
-
-    @holds(SlotState.FEED, SlotState.TRAILING)
-    @rule(data=st.data(), is_open=st.booleans())
-    def leased_feed_ends(self, data: st.DataObject, is_open: bool) -> None:
-        slot = self.pick(data, SlotState.FEED, SlotState.TRAILING)
-        self.come_home(slot, self.ledger.feed_ended(slot, self.now, is_open))
-
-    @holds(SlotState.CARRIER)
-    @rule(data=st.data(), is_open=st.booleans(), times_out=st.booleans(), is_read_on=st.booleans())
-    def feed_ends(self, data: st.DataObject, is_open: bool, times_out: bool, is_read_on: bool) -> None:
-        """Or it had no answer in time, so that its carrier is checked before that carries any other."""
-        slot = self.pick(data, SlotState.CARRIER)
-        if self.carriers[slot] <= (slot in self.suspected_carriers):
-            return
-        if times_out:
-            is_news = slot not in self.drained_carriers | self.suspected_carriers
-            assert self.ledger.question(slot) is is_news
-            if is_news:
-                self.suspected_carriers.add(slot)
-                self.carriers[slot] += 1
-        self.leave_carrier(slot, self.ledger.remove_feed(slot), is_open, is_read_on)
-
-    @precondition(lambda self: self.suspected_carriers)
-    @rule(data=st.data(), is_good=st.booleans())
-    def check_of_a_carrier_ends(self, data: st.DataObject, is_good: bool) -> None:
-        slot = data.draw(st.sampled_from([slot for slot in self.carriers if slot in self.suspected_carriers]))
-        self.suspected_carriers.discard(slot)
-        is_last = self.ledger.answered(slot, is_good=is_good)
-        if is_good:
-            self.leave_carrier(slot, is_last, is_open=True)
-        else:
-            self.ledger.abandon(slot, CloseReason.BROKEN)
-            self.forget(slot)
-        self.carry_out()
-
-    @precondition(lambda self: 0 in self.carriers.values())
-    @rule()
-    def carrier_without_feeds_is_read_no_more(self) -> None:
-        self.end_carrier(next(slot for slot, feeds in self.carriers.items() if feeds == 0), is_open=True)
-
-    def leave_carrier(self, slot: Slot, is_last: bool, is_open: bool, is_read_on: bool = False) -> None:
+    def leave_carrier(self, slot: Slot, is_last: bool, is_open: bool, is_read_on: bool) -> None:
         self.carriers[slot] -= 1
         assert is_last is (self.carriers[slot] == 0)
         if is_last and not is_read_on:
@@ -1772,9 +1700,75 @@ class RandomLedger(RuleBasedStateMachine):
         assert (reason is CloseReason.DRAINED) is was_drained
         self.come_home(slot, reason)
 
+    # ---- what comes in between
+
+    @precondition(lambda self: self.ledger.leased)
+    @rule(data=st.data(), what=st.sampled_from(["is reset", "serves a feed", "served a feed that is read on"]))
+    def something_happens_to_a_lease(self, data: st.DataObject, what: str) -> None:
+        slot = self.pick(data, SlotState.LEASED)
+        if what == "is reset":
+            self.ledger.hold_released(slot)
+        elif self.has_feed_room:
+            self.ledger.to_feed_lane(slot)
+            if what == "served a feed that is read on":
+                self.ledger.trail(slot)
+        self.carry_out()
+
+    @precondition(lambda self: self.shared or self.carriers)
+    @rule(data=st.data())
+    def something_has_no_answer_in_time(self, data: st.DataObject) -> None:
+        slot = self.pick(data, SlotState.SHARED, SlotState.CARRIER)
+        is_suspected = slot in self.suspected_carriers or (slot in self.shared and self.shared[slot].is_suspected)
+        if slot.in_flight == is_suspected:
+            return
+        if slot in self.shared:
+            is_news = self.shared[slot].takes_queries
+            self.shared[slot].is_suspected |= is_news
+            self.shared[slot].load += is_news
+        elif is_news := slot not in self.drained_carriers | self.suspected_carriers:
+            self.suspected_carriers.add(slot)
+            self.carriers[slot] += 1
+        assert self.ledger.question(slot) is is_news
+        if slot in self.shared:
+            self.leave(slot, self.ledger.leave(slot))
+        else:
+            self.leave_carrier(slot, self.ledger.remove_feed(slot), is_open=True, is_read_on=False)
+
+    @precondition(lambda self: self.shared and not self.line and not self.idle)
+    @rule()
+    def query_finds_its_slot_broken(self) -> None:
+        if (slot := self.join()) is not None:
+            self.shared[slot].doomed = CloseReason.BROKEN
+            self.leave(slot, self.ledger.turn_away(slot), is_open=False)
+            if self.find(Need.QUERY) is None:
+                self.line.append(Need.QUERY)
+            self.carry_out()
+
+    @precondition(lambda self: self.idle)
+    @rule(is_reset=st.booleans())
+    def something_happens_to_an_idle_one(self, is_reset: bool) -> None:
+        slot = self.idle.pop(0)
+        if is_reset:
+            self.ledger.hold(slot, self.now)
+            self.carry_out()
+        else:
+            assert self.ledger.lost(slot, self.now) is CloseReason.BROKEN
+            self.siblings_are_checked()
+
+    def siblings_are_checked(self) -> None:
+        assert sorted(self.idle, key=id) == sorted(self.ledger.suspect(self.now), key=id)
+        self.idle.clear()
+        self.carry_out()
+
+    @precondition(lambda self: self.ledger.closing)
+    @rule(data=st.data())
+    def closing_one_is_still_read(self, data: st.DataObject) -> None:
+        self.ledger.retire(self.pick(data, SlotState.CLOSING))
+        self.carry_out()
+
     # ---- the pool
 
-    @holds(SlotState.LEASED, SlotState.SHARED, SlotState.CARRIER)
+    @precondition(lambda self: self.steps >= 10 and (self.ledger.leased or self.shared or self.carriers))
     @rule(data=st.data())
     def abandon(self, data: st.DataObject) -> None:
         slot = self.pick(data, SlotState.LEASED, SlotState.SHARED, SlotState.CARRIER)
@@ -1782,8 +1776,10 @@ class RandomLedger(RuleBasedStateMachine):
         self.forget(slot)
         self.carry_out()
 
+    @precondition(lambda self: self.steps >= 20)
     @rule()
     def drain(self) -> None:
+        self.steps = 0
         assert self.ledger.drain(self.now) == [slot for slot in self.ledger.slots if slot in self.idle]
         self.idle.clear()
         for shared in self.shared.values():
@@ -1791,8 +1787,10 @@ class RandomLedger(RuleBasedStateMachine):
         self.drained_carriers |= self.carriers.keys()
         self.carry_out()
 
-    @rule(data=st.data(), how=st.sampled_from(["closed", "aborted", "buried"]))
-    def close_and_open_again(self, data: st.DataObject, how: str) -> None:
+    @precondition(lambda self: self.steps >= 20)
+    @rule(how=st.sampled_from(["closed", "aborted", "buried"]))
+    def close_and_open_again(self, how: str) -> None:
+        self.steps = 0
         self.idle.clear()
         self.line.clear()
         if how == "buried":
@@ -1836,6 +1834,7 @@ class RandomLedger(RuleBasedStateMachine):
     @invariant()
     def the_counts_agree(self) -> None:
         if hasattr(self, "ledger"):
+            self.steps += 1
             self.ledger.check()
             assert self.ledger.idle == len(self.idle)
             assert set(self.in_state(SlotState.SHARED)) == self.shared.keys()

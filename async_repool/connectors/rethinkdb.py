@@ -91,8 +91,8 @@ FLUSH_BYTES = 65_536
 """With so much to write, the end of the loop's turn is not waited for. It is the transport's own high-water mark, so
 that a burst of queries meets back-pressure instead of memory."""
 
-READ_BYTES = 65_536
-"""Most bytes that are read at once."""
+READ_BYTES = 262_144
+"""Most bytes that are read at once: as many as asyncio reads, since a server waits whose answers are not read."""
 
 MAX_GREETING_BYTES = 65_536
 """Longest message of the log-in that is read. RethinkDB's have less than 200 bytes."""
@@ -297,8 +297,8 @@ _READING_SPACES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview
 class _Reader(asyncio.BufferedProtocol):
     """Reads into space that all connections of an event loop share, since each empties it at once.
 
-    A plain protocol is given bytes for which asyncio allocates 256 KiB each time. Where malloc maps and unmaps that anew,
-    it is a fifth of what a small query costs (measured on glibc, in some processes); in others this gains 3 %.
+    A plain protocol is given bytes for which asyncio allocates 256 KiB each time. Where malloc maps and unmaps that
+    anew, it is a fifth of what a small query costs (measured on glibc, in some processes); in others this gains 3 %.
     """
 
     def __init__(self) -> None:
