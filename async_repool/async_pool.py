@@ -930,7 +930,7 @@ class AsyncConnectionPool:
         self._queries_lost_total += 1
         return ConnectionLost(
             f"{self._name}: the connection ended before a query was answered, which may have been done or not: "
-            f"{error}. Repeat it if that does no harm; retry=True does so"
+            f"{str(error).rstrip('.')}. Repeat it if that does no harm; retry=True does so"
         )
 
     def _place_nowait(self) -> Slot | None:

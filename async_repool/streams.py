@@ -347,4 +347,5 @@ def _utc_now() -> datetime:
 
 
 def _describe(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {error}"
+    # Its first line: what an error of the driver says after that is the query, which may hold a user's data.
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].removesuffix(' in:')}"
