@@ -108,7 +108,7 @@ class Slot:
             "is_asked_for",
             "is_for_caller",
         ),
-        *("is_pinged", "is_proven", "is_suspected", "opened_at", "state"),
+        *("is_on_trial", "is_pinged", "is_proven", "is_suspected", "opened_at", "state"),
     )
 
     def __init__(self) -> None:
@@ -124,6 +124,7 @@ class Slot:
         self.is_suspected = False  # is checked while it carries queries; takes no new one
         self.is_for_caller = False  # its opening began for a caller who waits, and no outage was known
         self.is_asked_for = False  # is checked because a caller asked for it
+        self.is_on_trial = False  # a carrier none of whose feeds is open yet
         self.is_pinged = False  # is checked though nobody asks for it: as good as idle
         self.is_proven = False  # its connection was leased, or passed its check
 
@@ -608,6 +609,7 @@ class Ledger:
     def remove_feed(self, slot: Slot) -> bool:
         """A feed on a carrier has ended. True where it was the last: :meth:`feed_ended` follows."""
         slot.in_flight -= 1
+        slot.is_on_trial = slot.is_on_trial and slot.in_flight > 0
         return slot.in_flight == 0
 
     def wants_carrier(self) -> bool:
@@ -623,7 +625,13 @@ class Ledger:
             self.to_feed_lane(slot)
             slot.state = CARRIER
             slot.in_flight = 1
+            slot.is_on_trial = True
         return order
+
+    def feed_opened(self, slot: Slot) -> bool:
+        """A feed on a carrier is open. True where it is the first: from now on min_size counts without the carrier."""
+        was_on_trial, slot.is_on_trial = slot.is_on_trial, False
+        return was_on_trial
 
     def to_feed_lane(self, slot: Slot) -> None:
         """A leased slot leaves the pool's size to serve a feed; an empty one takes its place."""
@@ -717,9 +725,11 @@ class Ledger:
 
     def _wanted(self, for_callers: int) -> int:
         """Openings to begin: as callers need and have none under way, or as min_size needs, or one where shared ones
-        are crowded; at most max.
+        are crowded; at most max. A carrier on trial may come back at once, as after a restart, when tables are slow to
+        follow: what is opened in its place would have to be closed then.
         """
-        for_min_size = self.min_size - (self.idle + self.leased + self.shared)
+        on_trial = sum(slot.is_on_trial and slot.doomed is None for slot in self.lane)
+        for_min_size = self.min_size - (self.idle + self.leased + self.shared + on_trial)
         return min(max(for_callers, for_min_size, self.is_crowded) - self.connecting, self.max_size - self.size)
 
     def _connect(self, *, is_for_caller: bool) -> Slot:
@@ -864,6 +874,8 @@ class Ledger:
         assert self.surplus_since == sorted(self.surplus_since), self.surplus_since
         assert not self.lane & set(self.slots), "a slot is in the pool and in the lane"
         assert all(slot.state in (FEED, CARRIER, TRAILING, RETIRED) for slot in self.lane), self.lane
+        assert all(slot.state is CARRIER and slot.in_flight for slot in self.lane if slot.is_on_trial), self.lane
+        assert not any(slot.is_on_trial for slot in self.slots), "a slot of the pool is on trial for the lane"
         assert all(slot.connection is None for slot in self.slots if slot.state is EMPTY), "an empty slot holds one"
         held = [slot.connection for slot in (*self.slots, *self.lane) if slot.connection is not None]
         assert len(held) == len({id(connection) for connection in held}), "a connection is in two slots"

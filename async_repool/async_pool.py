@@ -1013,7 +1013,10 @@ class AsyncConnectionPool:
                 if slot.connection is None:  # lost at the very moment when it was handed over
                     raise NotSent("the connection ended")
                 async with limit:
-                    return slot, await connector.open_stream(slot.connection, query, options)
+                    stream = await connector.open_stream(slot.connection, query, options)
+                if self._ledger.feed_opened(slot):
+                    self._bell.set()
+                return slot, stream
             except NotSent as error:
                 self._leave_feed(slot)
                 if attempt >= MOST_ATTEMPTS:

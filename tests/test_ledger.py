@@ -870,6 +870,7 @@ def opened_with_carriers(*loads: int, **options: Any) -> tuple[Ledger, list[Slot
         assert ledger.carry(slot, 0, is_open=True) is None
         for _ in range(load - 1):
             ledger.add_feed(slot)
+        assert ledger.feed_opened(slot)
     ledger.check()
     return ledger, slots[: len(loads)]
 
@@ -879,6 +880,52 @@ def test_a_carrier_of_feeds_leaves_the_size_and_another_connection_takes_its_pla
     assert (ledger.size, ledger.feeds, ledger.carried, slot.state) == (0, 1, 1, SlotState.CARRIER)
     assert len(ledger.tend(0, 0).open) == 1
     assert ledger.leases == 0
+
+
+def carrier_on_trial(**options: Any) -> tuple[Ledger, Slot]:
+    """A ledger whose only connection was put into its lane for a feed that is not open yet."""
+    ledger, (slot,) = opened(pool_size=1, **options)
+    assert ledger.carry(slot, 0, is_open=True) is None
+    return ledger, slot
+
+
+def test_nothing_is_opened_to_keep_up_the_size_before_a_feed_on_a_new_carrier_is_open() -> None:
+    ledger, slot = carrier_on_trial()
+    assert ledger.tend(0, 0).open == []
+    ledger.add_feed(slot)
+    assert ledger.feed_opened(slot)
+    assert not ledger.feed_opened(slot), "only the first one makes it a carrier for good"
+    assert len(ledger.tend(0, 0).open) == 1
+
+
+def test_a_carrier_whose_feeds_were_all_refused_comes_back() -> None:
+    ledger, slot = carrier_on_trial()
+    ledger.add_feed(slot)
+    assert not ledger.remove_feed(slot)
+    assert ledger.tend(0, 0).open == []
+    assert ledger.remove_feed(slot)
+    assert ledger.feed_ended(slot, 0, is_open=True) is None
+    assert (ledger.idle, ledger.feeds) == (1, 0)
+    ledger.check()
+
+
+@pytest.mark.parametrize("waiting", [(1, 0), (0, 1)], ids=["for a lease", "to run a query"])
+def test_whoever_waits_does_not_wait_for_a_feed_to_be_open(waiting: tuple[int, int]) -> None:
+    ledger, _ = carrier_on_trial()
+    assert len(ledger.tend(0, *waiting).open) == 1
+
+
+@pytest.mark.parametrize("event", ["drained", "lost", "read on"])
+def test_a_carrier_that_will_not_come_back_is_replaced_though_no_feed_was_open(event: str) -> None:
+    ledger, slot = carrier_on_trial()
+    if event == "drained":
+        ledger.drain(0)
+    elif event == "lost":
+        ledger.abandon(slot, CloseReason.BROKEN)
+    else:
+        assert ledger.remove_feed(slot)
+    assert len(ledger.tend(0, 0).open) == 1
+    ledger.check()
 
 
 def test_a_feed_goes_to_the_carrier_that_carries_the_fewest() -> None:
@@ -1391,6 +1438,7 @@ class RandomLedger(RuleBasedStateMachine):
         self.shared: dict[Slot, Shared] = {}
         self.has_joined_crowd = False
         self.carriers: dict[Slot, int] = {}
+        self.carriers_on_trial: set[Slot] = set()
         self.drained_carriers: set[Slot] = set()
         self.suspected_carriers: set[Slot] = set()
         self.open_again()
@@ -1429,7 +1477,8 @@ class RandomLedger(RuleBasedStateMachine):
         before += len(orders.check)
         assert all(slot.state is SlotState.CONNECTING for slot in orders.open)
         if orders.open:
-            enough = max(self.enough, ledger.min_size - (ledger.idle + ledger.leased + ledger.shared))
+            on_trial = len(self.carriers_on_trial - self.drained_carriers)
+            enough = max(self.enough, ledger.min_size - (ledger.idle + ledger.leased + ledger.shared + on_trial))
             assert before + len(orders.open) <= enough, "more openings than callers to serve and connections to keep"
         asked_for = sum(slot.is_for_caller for slot in orders.open)
         assert asked_for <= (0 if ledger.is_outage else len(self.line)), "openings for callers that do not wait"
@@ -1483,6 +1532,7 @@ class RandomLedger(RuleBasedStateMachine):
                     self.shared[slot] = Shared(load=1, turn=next(self.turns))
                 elif need is Need.FEED:
                     self.carriers[slot] = 1
+                    self.carriers_on_trial.add(slot)
                 assert self.ledger.acquired_total == acquired + (need is Need.LEASE)
                 return slot
             assert order in (CHECK, CloseReason.EXPIRED)
@@ -1556,6 +1606,7 @@ class RandomLedger(RuleBasedStateMachine):
     def forget(self, slot: Slot) -> None:
         self.shared.pop(slot, None)
         self.carriers.pop(slot, None)
+        self.carriers_on_trial.discard(slot)
         self.drained_carriers.discard(slot)
         self.suspected_carriers.discard(slot)
 
@@ -1675,8 +1726,12 @@ class RandomLedger(RuleBasedStateMachine):
         is_suspected = slot in self.suspected_carriers
         if self.carriers[slot] == 0:
             self.end_carrier(slot, goes_well)
+        elif self.carriers[slot] > is_suspected and count > 6:
+            assert self.ledger.feed_opened(slot) is (slot in self.carriers_on_trial)
+            self.carriers_on_trial.discard(slot)
+            self.carry_out()
         elif self.carriers[slot] > is_suspected and count > 3:
-            self.leave_carrier(slot, self.ledger.remove_feed(slot), goes_well, is_read_on=count > 6)
+            self.leave_carrier(slot, self.ledger.remove_feed(slot), goes_well, is_read_on=count > 5)
         elif is_suspected:
             self.suspected_carriers.discard(slot)
             is_last = self.ledger.answered(slot, is_good=goes_well)
@@ -1690,6 +1745,8 @@ class RandomLedger(RuleBasedStateMachine):
     def leave_carrier(self, slot: Slot, is_last: bool, is_open: bool, is_read_on: bool) -> None:
         self.carriers[slot] -= 1
         assert is_last is (self.carriers[slot] == 0)
+        if is_last:
+            self.carriers_on_trial.discard(slot)
         if is_last and not is_read_on:
             self.end_carrier(slot, is_open)
 

@@ -213,6 +213,34 @@ async def test_the_connection_that_goes_to_the_lane_is_replaced() -> None:
         await stop(changes)
 
 
+async def test_feeds_that_are_refused_cost_no_connection() -> None:
+    connector = feeding()
+    async with open_pool(connector, pool_size=2) as pool:
+        connector.streams.then(*[error(LookupError("no such table"))] * 20)
+        for _ in range(4):
+            refused = await asyncio.gather(*(opened(pool) for _ in range(5)), return_exceptions=True)
+            assert refused == [anything(LookupError)] * 5
+            await asyncio.sleep(1)
+        assert (pool.stats().opened_total, pool.stats().idle) == (2, 2)
+
+
+async def test_feeds_that_wait_for_their_tables_after_a_restart_cost_no_connections() -> None:
+    connector = feeding()
+    connector.passing_errors = (LookupError,)
+    async with open_pool(connector, pool_size=3) as pool:
+        feeds = [await opened(pool) for _ in range(5)]
+        await asyncio.sleep(1)
+        assert pool.stats().opened_total == 4
+        reads = [await read_soon(changes) for changes in feeds]
+        refusals = [error(LookupError("the table is not ready"))] * 50
+        connector.streams.then(*refusals)
+        drop_all(connector)
+        await asyncio.sleep(120)
+        assert [await read for read in reads] == [anything(FeedGap)] * 5
+        assert pool.stats().opened_total == 8, "as many as there were"
+        await stop(*feeds)
+
+
 async def test_a_connection_of_the_lane_that_is_lost_takes_no_new_feed_though_nobody_was_told() -> None:
     connector = feeding()
     async with open_pool(connector, pool_size=1) as pool:

@@ -92,9 +92,9 @@ FLUSH_BYTES = 65_536
 that a burst of queries meets back-pressure instead of memory."""
 
 READ_BYTES = 24_576
-"""Most bytes that are read at once. The queries that follow the answers of one read are sent together, after the last of
-them was decoded: with as much as asyncio reads, a server waits meanwhile, and answers of some 15 kB with a time in each
-row, which are slow to decode, take a quarter longer (measured); with less, large documents do."""
+"""Most bytes that are read at once. The queries that follow the answers of one read are sent together, after the last
+of them was decoded. With as much as asyncio reads, the server waits meanwhile, and answers that are slow to decode, of
+some 15 kB with a time in each row, take a quarter longer (measured); with less than this, large documents do."""
 
 MAX_GREETING_BYTES = 65_536
 """Longest message of the log-in that is read. RethinkDB's have less than 200 bytes."""
