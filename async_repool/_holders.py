@@ -9,17 +9,28 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Iterator
 from types import CodeType, FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from weakref import ref
 
 MOST_NAMED: Final = 10
 """Holders that one message names."""
 
 
+Place: TypeAlias = tuple[CodeType, int, traceback.StackSummary | None]
+"""Where a lease is asked for: code and instruction, for which the line is looked up when it is told, and the stack if
+that is to be kept. No frame, which would keep alive what it refers to.
+"""
+
+
+def place(caller: FrameType, *, with_stack: bool) -> Place:
+    """Where ``caller`` is now."""
+    return caller.f_code, caller.f_lasti, traceback.extract_stack(caller) if with_stack else None
+
+
 class Holder:
     """Who holds one lease. Made once for each slot and written anew at each lease, since every acquire pays for it.
 
-    Holds the task weakly, and no frame: both would keep alive what they refer to.
+    Holds the task weakly, which it would keep alive.
     """
 
     __slots__ = ("_code", "_instruction", "_stack", "_task", "since", "told_of")
@@ -37,16 +48,11 @@ class Holder:
         self._task = self._code = None
         self.since = now
 
-    def begin(self, task: Any, now: float, caller: FrameType) -> None:
-        """A lease begins: of this task, from now on, acquired where ``caller`` is now."""
+    def begin(self, task: Any, now: float, place: Place) -> None:
+        """A lease begins: of this task, from now on, asked for at this place."""
         self._task = None if task is None else ref(task)
         self.since = now
-        self._code = caller.f_code
-        self._instruction = caller.f_lasti  # the line is looked up when it is asked for
-
-    def keep_stack(self, caller: FrameType) -> None:
-        """Keep the stack of the acquire too."""
-        self._stack = traceback.extract_stack(caller)
+        self._code, self._instruction, self._stack = place
 
     @property
     def task(self) -> Any:
@@ -74,13 +80,24 @@ class Holder:
         task = self.task
         if task is None:
             return "its task is gone"
-        lines = []
-        awaited = task.get_coro()
-        while awaited is not None and hasattr(awaited, "cr_frame") and awaited.cr_frame is not None:
-            frame = awaited.cr_frame
-            lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
-            awaited = awaited.cr_await
+        lines = [f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" for frame in _awaited(task)]
         return "\n".join(lines) or "its task has ended"
+
+
+def innermost_code(task: Any) -> CodeType | None:
+    """The code that a task is in, which others may await."""
+    code = None
+    for frame in _awaited(task):
+        code = frame.f_code
+    return code
+
+
+def _awaited(task: Any) -> Iterator[FrameType]:
+    """Where a task is: what awaits what, the innermost last."""
+    awaited = task.get_coro()
+    while awaited is not None and getattr(awaited, "cr_frame", None) is not None:
+        yield awaited.cr_frame
+        awaited = awaited.cr_await
 
 
 class WaitingTasks:

@@ -25,6 +25,9 @@ NEVER: Final = float("inf")
 PROBATION_SECONDS: Final = 1.0
 """A new connection that dies within this time, before its first lease, counts as one that could not be opened."""
 
+FORGET_SECONDS: Final = 60.0
+"""An outage during which nothing had to be opened for so long is forgotten."""
+
 CROWDED: Final = 2
 """Queries on each shared connection from which on another one is opened, where there is room. An idle one is shared
 before that: one thread of the server serves one connection, so two queries that keep it busy take half the time on two.
@@ -192,6 +195,7 @@ class Ledger:
         # Else a server that lets everybody in and then hangs up would be called again and again without a pause.
         self.backoff = Backoff(random)
         self._is_outage_told = False  # has_outage_lasted was said
+        self._unwanted_since = NEVER  # in an outage: since when nothing is to be opened
         self._check_after = float("-inf") if config.check else config.check_idle or NEVER  # seconds of being idle
 
         self.is_hopeless = False  # the last opening failed in a way that trying again cannot mend
@@ -260,8 +264,8 @@ class Ledger:
     def open(self) -> None:
         """The pool is being opened: :meth:`tend` orders the first connections."""
         self.state = LedgerState.OPENING
-        self.backoff.succeeded()
-        self.is_hopeless = self._is_outage_told = False
+        self._end_outage()
+        self.is_hopeless = False
 
     def opened_all(self) -> None:
         """The first connections are open: the pool is."""
@@ -697,10 +701,11 @@ class Ledger:
         wanted = self._wanted(for_callers)
         wake_at = min(surplus_at, ping_at, proven_at)
         has_outage_lasted = False
-        if wanted > 0 and self.is_outage:
+        is_opening = self.is_outage and self._note_attempts(now, is_wanted=wanted > 0)
+        if self.is_outage and wanted > 0:
             has_outage_lasted, told_at = self._tell_outage(now)
             wake_at = min(wake_at, told_at)
-            if any(slot.state is CONNECTING and slot.connection is None for slot in self.slots):
+            if is_opening:
                 wanted = 0  # the result of the one probe in flight decides
             elif now < self.backoff.retry_at and not (self.is_hopeless and leases + queries):
                 wake_at = min(wake_at, self.backoff.retry_at)
@@ -786,8 +791,12 @@ class Ledger:
         """A connection is good: if there was an outage, it is over."""
         slot.is_proven = True
         if self.backoff.failures:
-            self.backoff.succeeded()
-            self._is_outage_told = False
+            self._end_outage()
+
+    def _end_outage(self) -> None:
+        self.backoff.succeeded()
+        self._is_outage_told = False
+        self._unwanted_since = NEVER
 
     def _prove_survivors(self, now: float) -> float:
         """New connections that have outlived the probation are good too. Returns when there may be more of them."""
@@ -805,6 +814,19 @@ class Ledger:
     def _note_failure(self, now: float) -> None:
         self.connect_failures_total += 1
         self.backoff.failed(now)
+
+    def _note_attempts(self, now: float, is_wanted: bool) -> bool:
+        """Whether an opening is under way in an outage. Where none was for long, because the connections that there are
+        were enough, the outage is forgotten: it may have been over since.
+        """
+        is_opening = any(slot.state is CONNECTING and slot.connection is None for slot in self.slots)
+        if not is_wanted and not is_opening:
+            self._unwanted_since = min(self._unwanted_since, now)
+        else:
+            if self._unwanted_since + FORGET_SECONDS < now:
+                self._end_outage()
+            self._unwanted_since = NEVER
+        return is_opening
 
     # ---- steps that keep the counts
 

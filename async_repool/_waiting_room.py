@@ -90,11 +90,11 @@ class WaitingRoom(Generic[T]):
         self.waiting += 1
         return ticket
 
-    def expire(self, ticket: Ticket[T]) -> None:
-        """Raise TimeoutError in this one, unless it was served or refused before."""
+    def expire(self, ticket: Ticket[T], error: TimeoutError) -> None:
+        """Raise ``error`` in this one, unless it was served or refused before."""
         if not ticket.done():
             self._remove(ticket)
-            ticket.set_exception(TimeoutError())
+            ticket.set_exception(error)
 
     def leave(self, ticket: Ticket[T]) -> T | None:
         """Leave the line. Returns the slot that was handed over to this ticket and that nobody has seen: pass it on."""

@@ -23,10 +23,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from functools import partial
 from sys import _getframe
 from time import monotonic
-from types import FrameType, MappingProxyType, TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, NoReturn
 
 from . import _holders
+from ._holders import Place
 from ._ledger import CHECK, NEVER, Check, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
 from ._waiting_room import Need, Ticket, WaitingRoom
 from .config import UNSET, Hook, PoolConfig, Unset, check_seconds
@@ -172,7 +173,6 @@ class AsyncConnectionPool:
         self._query_connector = self._connector if isinstance(self._connector, QueryConnector) else None
         self._check = self._connector.check if check is None else check
         self._reset = reset
-        self._watches_holders = debug or leak_threshold is not None
         self._name = name or f"pool-{next(_pool_numbers)}"
         self._ledger = Ledger(self._config, random.random)
         self._room: WaitingRoom[Slot] = WaitingRoom()
@@ -423,7 +423,7 @@ class AsyncConnectionPool:
 
     # ---- acquire and release
 
-    async def acquire(self, timeout: float | None | Unset = UNSET) -> Lease:
+    def acquire(self, timeout: float | None | Unset = UNSET) -> Coroutine[Any, Any, Lease]:
         """Lease a connection; give it back with :meth:`release`.
 
         Takes an idle connection at once. Where there is none, waits in line for up to ``timeout`` seconds (None: for
@@ -439,8 +439,12 @@ class AsyncConnectionPool:
         """
         if timeout is not UNSET:
             check_seconds("timeout", timeout)
-        caller = _getframe(1)
-        slot = self._acquire_nowait(caller) or await self._wait_for_lease(timeout, caller)
+        # Who acquires is who calls, though a task of wait_for() or gather() may do it.
+        place = _holders.place(_getframe(1), with_stack=self._config.debug)
+        return self._acquire(timeout, place, _task_that_runs())
+
+    async def _acquire(self, timeout: float | None | Unset, place: Place, task: asyncio.Task[Any] | None) -> Lease:
+        slot = self._acquire_nowait(place, task) or await self._wait_for_lease(timeout, place, task)
         return Lease(self, slot)
 
     def release(self, conn: Lease) -> Done:
@@ -466,7 +470,8 @@ class AsyncConnectionPool:
         """
         if timeout is not UNSET:
             check_seconds("timeout", timeout)
-        return FeedContext(self, timeout) if looped_mode else LeaseContext(self, timeout)
+        place = _holders.place(_getframe(1), with_stack=self._config.debug)
+        return FeedContext(self, timeout, place) if looped_mode else LeaseContext(self, timeout, place)
 
     def release_to_looped(self, conn: Lease) -> Done:
         """Give a lease back whose connection serves a feed: it leaves the pool until the feed has ended.
@@ -478,6 +483,7 @@ class AsyncConnectionPool:
             raise self._feed_lane_full()
         slot = self._end(conn, "release_to_looped()")
         if slot.state is LEASED and self._open_loop is not None:
+            self._deadlock_was_logged = False
             self._ledger.to_feed_lane(slot)
             self._release_feed(slot)
             self._tend()
@@ -485,8 +491,8 @@ class AsyncConnectionPool:
             self._give_back(slot)
         return DONE
 
-    def _acquire_nowait(self, caller: FrameType) -> Slot | None:
-        """An idle slot, leased to the task that runs; None if the caller has to wait in line."""
+    def _acquire_nowait(self, place: Place, task: asyncio.Task[Any] | None = None) -> Slot | None:
+        """An idle slot, leased to the task, or the one that runs; None if the caller has to wait in line."""
         loop = get_running_loop()
         if loop is not self._open_loop:
             raise self._unusable("acquire()")
@@ -498,20 +504,18 @@ class AsyncConnectionPool:
                 is_open = self._is_open(slot)
             order = self._ledger.lease(slot, now, is_open)
             if order is None:
-                slot.holder.begin(current_task(loop), now, caller)
-                if self._watches_holders:
-                    self._watch_holder(slot.holder, now, caller)
+                slot.holder.begin(task or current_task(loop), now, place)
+                if self._config.leak_threshold is not None:
+                    self._watch_holder(now, self._config.leak_threshold)
                 return slot
             self._carry_out(slot, order)
             if order is CHECK and self._config.check is not None:
                 return None  # all of them would have to be checked
         return None
 
-    def _watch_holder(self, holder: _holders.Holder, now: float, caller: FrameType) -> None:
-        """Where ``debug`` or ``leak_threshold`` asks for more than every acquire pays for."""
-        if self._config.debug:
-            holder.keep_stack(caller)
-        if self._config.leak_threshold is not None and self._wake_at > now + self._config.leak_threshold:
+    def _watch_holder(self, now: float, leak_threshold: float) -> None:
+        """A lease begins: the housekeeper is to look when it has lasted too long."""
+        if self._wake_at > now + leak_threshold:
             self._bell.set()
 
     def _carry_out(self, slot: Slot, order: CloseReason | Check) -> None:
@@ -521,15 +525,19 @@ class AsyncConnectionPool:
         else:
             self._close_slot(slot, order)
 
-    async def _wait_for_lease(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
-        slot = await self._wait_in_line(LEASE, self._config.acquire_timeout if isinstance(timeout, Unset) else timeout)
+    async def _wait_for_lease(
+        self, timeout: float | None | Unset, place: Place, task: asyncio.Task[Any] | None = None
+    ) -> Slot:
+        task = task or asyncio.current_task()
+        timeout = self._config.acquire_timeout if isinstance(timeout, Unset) else timeout
+        slot = await self._wait_in_line(LEASE, timeout, task)
         now = self._time()
-        slot.holder.begin(asyncio.current_task(), now, caller)
-        if self._watches_holders:
-            self._watch_holder(slot.holder, now, caller)
+        slot.holder.begin(task, now, place)
+        if self._config.leak_threshold is not None:
+            self._watch_holder(now, self._config.leak_threshold)
         return slot
 
-    async def _wait_in_line(self, need: Need, timeout: float | None) -> Slot:
+    async def _wait_in_line(self, need: Need, timeout: float | None, asker: asyncio.Task[Any] | None = None) -> Slot:
         """A slot that serves the need, after waiting for up to ``timeout`` seconds."""
         room = self._room
         if self._config.max_waiting and not self._ledger.admits(self._leases_wanted(), room.waiting_for(QUERY)):
@@ -540,10 +548,12 @@ class AsyncConnectionPool:
             )
         began = self._time()
         task = current_task()
+        if asker is not task and asker is not None and _holders.innermost_code(asker) is asyncio.wait_for.__code__:
+            task = asker  # it waits for the task that runs
         ticket: Ticket[Slot] = room.join(need)
         # Not asyncio.timeout(), which costs three times as much: the timer does not cancel the task, it takes the
         # ticket out of the line, so there is nothing to win at the last moment.
-        timer = None if timeout is None else get_running_loop().call_at(began + timeout, room.expire, ticket)
+        timer = None if timeout is None else get_running_loop().call_at(began + timeout, self._time_is_up, ticket)
         self._waiting_tasks.add(task)
         try:
             if self._ledger.can_grow or room.has_idle:
@@ -640,7 +650,6 @@ class AsyncConnectionPool:
 
     def _hand_over(self, slot: Slot, need: Need) -> None:
         if need is LEASE:
-            self._deadlock_was_logged = False
             slot.holder.hand_over(self._time())
         self._room.hand_over(slot)
 
@@ -660,6 +669,12 @@ class AsyncConnectionPool:
             raise PoolDeadlock(what)
         self._deadlock_was_logged = True
         log.warning("%s", what)
+
+    def _time_is_up(self, ticket: Ticket[Slot]) -> None:
+        """A caller has waited for as long as it would. Whether it is in a deadlock is asked now: where the time of
+        several is up together, the first of them to leave ends it.
+        """
+        self._room.expire(ticket, _InDeadlock() if self._is_deadlock() else TimeoutError())
 
     def _is_deadlock(self) -> bool:
         # Leases of feeds are beside the size: their end gives nobody a slot.
@@ -685,7 +700,7 @@ class AsyncConnectionPool:
                     advice = (
                         f"Connections were being opened or checked; the last failure: {_describe(self._last_failure)}"
                     )
-                if self._is_deadlock():
+                if isinstance(error, _InDeadlock):
                     advice = "It is a deadlock: each is held by a task that itself waits for one"
                 held = _holders.describe(self._holders(), now)
                 explained = PoolTimeout(f"{asked} ({self._situation()}). {advice}.{held and ' Leased to:'}{held}")
@@ -714,6 +729,7 @@ class AsyncConnectionPool:
 
     def _give_back(self, slot: Slot) -> None:
         """A lease has ended: its slot comes home."""
+        self._deadlock_was_logged = False
         if slot.state is not LEASED:
             self._release_feed(slot)
         elif self._reset is not None:
@@ -769,10 +785,10 @@ class AsyncConnectionPool:
         else:
             self._come_home(slot, reason)
 
-    async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
+    async def _acquire_feed(self, timeout: float | None | Unset, place: Place) -> Slot:
         if not self._ledger.has_feed_room():
             raise self._feed_lane_full()
-        slot = self._acquire_nowait(caller) or await self._wait_for_lease(timeout, caller)
+        slot = self._acquire_nowait(place) or await self._wait_for_lease(timeout, place)
         if self._open_loop is None:  # feeds are ended when the closing begins: no other may begin after that
             self._give_back(slot)
             raise PoolClosed(f"{self._name}: the pool was closed while this caller waited for a connection")
@@ -1287,7 +1303,8 @@ class AsyncConnectionPool:
         threshold = self._config.leak_threshold
         if threshold is None:
             return NEVER
-        holders = list(self._holders())
+        # Leases of feeds may last for days.
+        holders = [slot.holder for slot in self._ledger.slots if slot.state is LEASED]
         for holder in _holders.leaks(holders, now, threshold):
             log.warning(
                 "%s: a lease is held by %s; it is now in\n%s", self._name, holder.describe(now), holder.stack_now()
@@ -1454,7 +1471,18 @@ class AsyncConnectionPool:
         )
 
 
+class _InDeadlock(TimeoutError):
+    """The time of a caller in a deadlock was up."""
+
+
 _CALLS: Final = {LEASE: "acquire()", QUERY: "a query", FEED: "changes()"}
+
+
+def _task_that_runs() -> asyncio.Task[Any] | None:
+    try:
+        return current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None
 
 
 def _no_time() -> float:

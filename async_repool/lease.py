@@ -7,8 +7,7 @@ the ledger's rules or of queues, and of the driver only the one method that ``qu
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator
-from sys import _getframe
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Protocol
 
 from ._ledger import Slot, SlotState
@@ -25,13 +24,15 @@ class Owner(Protocol):
     def name(self) -> str:
         """The pool's name."""
 
-    def _acquire_nowait(self, caller: FrameType) -> Slot | None:
-        """An idle slot, leased to the task that runs; None if the caller has to wait in line."""
+    # `place` is the pool's note of where the lease was asked for.
 
-    async def _wait_for_lease(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
+    def _acquire_nowait(self, place: Any, task: Any = None) -> Slot | None:
+        """An idle slot, leased to the task, or the one that runs; None if the caller has to wait in line."""
+
+    async def _wait_for_lease(self, timeout: float | None | Unset, place: Any, task: Any = None) -> Slot:
         """A leased slot, after waiting."""
 
-    async def _acquire_feed(self, timeout: float | None | Unset, caller: FrameType) -> Slot:
+    async def _acquire_feed(self, timeout: float | None | Unset, place: Any) -> Slot:
         """A leased slot in the feed lane."""
 
     def _give_back(self, slot: Slot) -> None:
@@ -140,21 +141,22 @@ class LeaseContext:
     For one user at a time; it may be used again after that.
     """
 
-    __slots__ = ("_lease", "_pool", "_timeout")
+    __slots__ = ("_lease", "_place", "_pool", "_timeout")
 
     _lease: Lease
 
-    def __init__(self, pool: Owner, timeout: float | None | Unset) -> None:
+    def __init__(self, pool: Owner, timeout: float | None | Unset, place: Any) -> None:
         self._pool: Any = pool  # None while in use
         self._timeout = timeout
+        self._place = place
 
     async def __aenter__(self) -> Lease:
         pool, self._pool = self._pool, None  # a second user of this context finds none
         if pool is None:
             raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
-        caller = _getframe(1)
+        place = self._place
         try:
-            slot = pool._acquire_nowait(caller) or await pool._wait_for_lease(self._timeout, caller)
+            slot = pool._acquire_nowait(place) or await pool._wait_for_lease(self._timeout, place)
         except BaseException:
             self._pool = pool
             raise
@@ -184,7 +186,7 @@ class FeedContext(LeaseContext):
         if pool is None:
             raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
         try:
-            slot = await pool._acquire_feed(self._timeout, _getframe(1))
+            slot = await pool._acquire_feed(self._timeout, self._place)
         except BaseException:
             self._pool = pool
             raise

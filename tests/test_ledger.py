@@ -1888,6 +1888,13 @@ class RandomLedger(RuleBasedStateMachine):
 
     # ---- what holds after every command
 
+    @property
+    def waits_for_a_check(self) -> bool:
+        """Whether a feed is the first in line, and what it waits for is a carrier in question: the lane takes no other
+        connection.
+        """
+        return self.line[0] is Need.FEED and not self.has_feed_room
+
     @invariant()
     def the_counts_agree(self) -> None:
         if hasattr(self, "ledger"):
@@ -1906,8 +1913,7 @@ class RandomLedger(RuleBasedStateMachine):
     def nobody_waits_beside_what_could_serve_him(self) -> None:
         """Only whoever has waited longest: the others must not overtake."""
         if hasattr(self, "ledger") and self.line:
-            waits_for_a_check = self.line[0] is Need.FEED and not self.has_feed_room
-            assert not self.idle or waits_for_a_check, "somebody waits beside an idle connection"
+            assert not self.idle or self.waits_for_a_check, "somebody waits beside an idle connection"
             if self.line[0] is Need.QUERY:
                 takers = [slot for slot in self.shared if self.shared[slot].takes_queries and not self.is_full(slot)]
                 assert all(slot.expires_at <= self.now for slot in takers), "a query waits beside a place for it"
@@ -1920,7 +1926,9 @@ class RandomLedger(RuleBasedStateMachine):
         """Where there is place for one more connection, one is under way to whoever waits, or a probe that will be
         ordered in time.
         """
-        if hasattr(self, "ledger") and self.line and self.ledger.can_grow and not self.ledger.connecting:
+        if not hasattr(self, "ledger") or not self.line or self.waits_for_a_check:
+            return
+        if self.ledger.can_grow and not self.ledger.connecting:
             assert self.ledger.is_outage
             assert self.wake_at < NEVER
 

@@ -263,7 +263,7 @@ async def test_a_timeout_says_what_was_asked_and_how_things_are() -> None:
     async with open_pool(pool_size=2) as pool:
         leases = await asyncio.gather(pool.acquire(), pool.acquire())
         with pytest.raises(PoolTimeout) as caught:
-            await pool.acquire(timeout=1.5)
+            await (await acquire_soon(pool, timeout=1.5))
         assert isinstance(caught.value, TimeoutError)
         assert str(caught.value).startswith(
             "main: no connection to scripted:28015 after waiting 1.5 s "

@@ -219,6 +219,44 @@ async def test_on_reconnect_failed_is_called_once_after_reconnect_timeout(
     assert sum("no connection to scripted:28015 for 300 s: OSError: down" in text for text in warnings_of(caplog)) == 2
 
 
+@pytest.mark.parametrize("min_size", [0, 1])
+async def test_one_failure_is_no_outage_while_nothing_else_has_to_be_opened(
+    min_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    connector = ScriptedConnector()
+    calls: list[Any] = []
+    options: dict[str, Any] = {"reconnect_timeout": 300, "on_reconnect_failed": calls.append}
+    async with open_pool(connector, pool_size=2, min_size=min_size, **options) as pool:
+        connector.connects.then(error(OSError("busy")))
+        leases = [await pool.acquire() for _ in range(min_size)]
+        with pytest.raises(ConnectFailed):
+            await pool.acquire()
+        for lease in leases:
+            pool.release(lease)
+        for _ in range(min_size * 3600):  # what is open is in use, and enough
+            async with pool.connect():
+                await asyncio.sleep(1)
+        await asyncio.sleep(3600)
+        async with pool.connect(), pool.connect():
+            pass
+    assert calls == []
+    assert not any("for 300 s" in text for text in warnings_of(caplog))
+
+
+async def test_an_outage_that_callers_find_now_and_then_lasts_as_long_as_they_find_it() -> None:
+    connector = ScriptedConnector()
+    calls: list[float] = []
+    options: dict[str, Any] = {"reconnect_timeout": 300, "on_reconnect_failed": lambda pool: calls.append(now())}
+    async with open_pool(connector, pool_size=2, min_size=0, **options) as pool:
+        connector.connects.always(error(OSError("down")))
+        while now() < 1000:
+            with pytest.raises(ConnectFailed):
+                await pool.acquire(timeout=1)
+            await asyncio.sleep(20)
+    (when,) = calls
+    assert 300 <= when <= 330
+
+
 async def test_on_reconnect_failed_that_raises_is_logged_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def broken(pool: AsyncConnectionPool) -> None:
         raise ValueError("broken callback")
@@ -295,6 +333,27 @@ async def test_a_holder_that_waited_for_its_lease_is_named_by_where_it_waited() 
         await task
 
 
+@pytest.mark.parametrize("how", ["wait_for", "gather", "exit stack"])
+async def test_a_holder_is_whoever_asked_whoever_did_the_work(how: str) -> None:
+    async with open_pool(pool_size=1) as pool:
+
+        async def asker() -> None:
+            async with contextlib.AsyncExitStack() as stack:
+                if how == "exit stack":
+                    await stack.enter_async_context(pool.connect())
+                else:
+                    work = pool.acquire()
+                    lease = await asyncio.wait_for(work, 1) if how == "wait_for" else (await asyncio.gather(work))[0]
+                    stack.callback(pool.release, lease)
+                await asyncio.sleep(20)
+
+        task = asyncio.create_task(asker(), name="asker")
+        await asyncio.sleep(1)
+        with pytest.raises(PoolTimeout, match=rf"asker, for 6.0 s, acquired at {HERE}:\d+ in asker"):
+            await pool.acquire(timeout=5)
+        await task
+
+
 async def test_debug_keeps_the_stack_of_the_acquire() -> None:
     async with open_pool(pool_size=1, debug=True) as pool:
 
@@ -337,6 +396,12 @@ async def test_a_lease_held_longer_than_leak_threshold_is_logged_once_with_its_h
     assert re.search(rf"{HERE}:\d+ in hog\n  {HERE}:\d+ in stuck_here\n", text), text
 
 
+async def test_a_feed_may_keep_its_lease_for_as_long_as_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_pool(pool_size=1, leak_threshold=30) as pool, pool.connect(looped_mode=True):
+        await asyncio.sleep(100)
+    assert warnings_of(caplog) == []
+
+
 # ---- deadlock
 
 
@@ -359,10 +424,40 @@ async def test_a_deadlock_is_logged_once_at_that_moment_and_named_in_the_timeout
         assert "greedy 0" in text
         assert "greedy 1" in text
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert any(isinstance(outcome, PoolTimeout) and "It is a deadlock" in str(outcome) for outcome in outcomes), (
-            outcomes
-        )
+        assert ["It is a deadlock" in str(outcome) for outcome in outcomes] == [True, True]
+        assert [type(outcome) for outcome in outcomes] == [PoolTimeout, PoolTimeout]
     assert len(warnings_of(caplog)) == 1
+
+
+async def test_each_deadlock_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_pool(pool_size=1) as pool:
+        for count in (1, 2, 3):
+            async with pool.connect():
+                for _ in range(2):
+                    with pytest.raises(PoolTimeout):
+                        await pool.acquire(timeout=1)
+            assert len(warnings_of(caplog)) == count
+            await asyncio.sleep(1)
+
+
+async def test_a_deadlock_is_found_where_wait_for_has_a_task_of_its_own_acquire() -> None:
+    async with open_pool(pool_size=1, debug=True) as pool:
+        lease = await asyncio.wait_for(pool.acquire(), 5)
+        with pytest.raises(PoolDeadlock):
+            await asyncio.wait_for(pool.acquire(), 5)
+        pool.release(lease)
+
+
+async def test_a_task_that_goes_on_while_another_acquires_for_it_is_in_no_deadlock(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_pool(pool_size=1) as pool:
+        lease = await pool.acquire()
+        next_one = asyncio.create_task(pool.acquire())
+        await asyncio.sleep(1)
+        pool.release(lease)
+        pool.release(await next_one)
+    assert warnings_of(caplog) == []
 
 
 async def test_a_deadlock_is_raised_at_once_with_debug() -> None:

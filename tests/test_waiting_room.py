@@ -140,7 +140,7 @@ async def test_an_idle_slot_may_be_kept_though_somebody_waits_who_cannot_use_it(
 async def test_whoever_is_out_of_time_leaves_the_line_at_once() -> None:
     room: WaitingRoom[str] = WaitingRoom()
     tickets = [room.join(need) for need in (Need.LEASE, Need.QUERY)]
-    room.expire(tickets[0])
+    room.expire(tickets[0], TimeoutError())
     assert (room.waiting, room.waiting_for(Need.LEASE), room.next_need) == (1, 0, Need.QUERY)
     with pytest.raises(TimeoutError):
         await tickets[0]
@@ -160,7 +160,7 @@ async def test_time_that_is_up_changes_nothing_for_whoever_was_answered_before(b
         room.refuse(KeyError("no"))
     else:
         ticket.cancel()
-    room.expire(ticket)
+    room.expire(ticket, TimeoutError())
     assert room.leave(ticket) == ("slot" if before == "served" else None)
     assert ticket.cancelled() or not isinstance(ticket.exception(), TimeoutError)
     assert (room.waiting, room.waiting_for(Need.QUERY)) == (1, 1)
