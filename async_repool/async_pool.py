@@ -59,6 +59,9 @@ LEASE, QUERY, FEED = Need.LEASE, Need.QUERY, Need.FEED
 MOST_ATTEMPTS: Final = 5
 """How often one query is tried, where trying again is safe, before the last error is raised."""
 
+CANCEL_SECONDS: Final = 1.0
+"""How long a hook may take to end when it is cancelled, before its connection is aborted and it is left alone."""
+
 log = logging.getLogger("async_repool")
 
 _pool_numbers = itertools.count(1)
@@ -992,7 +995,7 @@ class AsyncConnectionPool:
     def _question(self, slot: Slot) -> None:
         """A query or feed on this slot had no answer in time: it may be slow, or the connection is dead."""
         if slot.state in (SHARED, SlotState.CARRIER) and self._ledger.question(slot):
-            work = _call(self._connector.check, slot.connection, self._config.check_timeout)
+            work = _call(self._connector.check, self._connector, slot.connection, self._config.check_timeout)
             self._preparing.add(self._spawn("check", work, partial(self._answered, slot)))
 
     def _answered(self, slot: Slot, task: asyncio.Task[Any]) -> None:
@@ -1119,7 +1122,7 @@ class AsyncConnectionPool:
 
     def _prepare(self, slot: Slot, hook: Hook, *, is_checked: bool = False) -> None:
         """Run a check or a reset on a connecting slot."""
-        work = _call(hook, slot.connection, self._config.check_timeout)
+        work = _call(hook, self._connector, slot.connection, self._config.check_timeout)
         self._preparing.add(self._spawn("check or reset", work, partial(self._prepared, slot, is_checked)))
 
     def _prepared(self, slot: Slot, is_checked: bool, task: asyncio.Task[Any]) -> None:
@@ -1494,20 +1497,42 @@ def _no_time() -> float:
 
 async def _open(connector: Connector, configure: Hook | None, timeout: float, opened: list[Any]) -> None:
     """Append to ``opened``, so that the connection is not lost where the task is cancelled in its last step."""
-    async with asyncio.timeout(timeout):
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    async with asyncio.timeout_at(deadline):
         connection = await connector.connect()
-        if configure is not None:
-            try:
-                await configure(connection)
-            except BaseException:
-                connector.abort(connection)
-                raise
+    if configure is not None:
+        try:
+            await _call(configure, connector, connection, deadline - loop.time())
+        except BaseException:
+            connector.abort(connection)
+            raise
     opened.append(connection)
 
 
-async def _call(hook: Hook, connection: Any, timeout: float) -> None:
-    async with asyncio.timeout(timeout):
-        await hook(connection)
+async def _call(hook: Hook, connector: Connector, connection: Any, timeout: float) -> None:
+    """Run a hook for up to ``timeout`` seconds, in a task of its own: one that will not end when it is cancelled, or that
+    waits for a frozen server before it does, must not keep the slot.
+    """
+    work = asyncio.ensure_future(hook(connection))
+    try:
+        await asyncio.wait([work], timeout=timeout)
+        if work.done():
+            work.result()
+            return
+    finally:
+        if not work.done():
+            work.cancel()
+            work.add_done_callback(_ignore_outcome)
+            await asyncio.wait([work], timeout=CANCEL_SECONDS)
+            if not work.done():
+                connector.abort(connection)  # whatever it still awaits on it fails now
+    raise TimeoutError
+
+
+def _ignore_outcome(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled():
+        work.exception()
 
 
 async def _call_back(callback: Callable[[Any], object], pool: AsyncConnectionPool) -> None:

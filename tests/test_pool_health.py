@@ -292,6 +292,47 @@ async def test_after_an_outage_a_pool_of_n_opens_n_connections_not_one_per_waite
         assert len(connector.connections) == 8
 
 
+# ---- hooks
+
+
+@pytest.mark.parametrize("name", ["configure", "check", "reset"])
+@pytest.mark.parametrize("how", ["for ever", "in its clean-up", "and ends well"])
+async def test_a_hook_that_refuses_to_be_cancelled_costs_its_connection_and_nothing_else(name: str, how: str) -> None:
+    is_over, is_stubborn = asyncio.Event(), False
+
+    async def hook(connection: Any) -> None:
+        while is_stubborn and not is_over.is_set():
+            try:
+                await is_over.wait()
+            except asyncio.CancelledError:
+                if how == "in its clean-up":
+                    await is_over.wait()
+                elif how == "and ends well":
+                    return
+
+    hooks: dict[str, Any] = {name: hook}
+    connector = ScriptedConnector()
+    pool = AsyncConnectionPool(connector, 1, min_size=0, check_timeout=5, connect_timeout=5, **hooks)
+    await pool.init_pool()
+    is_stubborn = True
+    with contextlib.suppress(PoolException):
+        pool.release(await pool.acquire(timeout=20))
+    await asyncio.sleep(20)
+    is_stubborn = False
+    assert pool.stats().size == 0
+    async with pool.connect(timeout=10) as lease:
+        assert lease.number > 1
+    is_stubborn = True
+    with contextlib.suppress(PoolException):
+        pool.release(await pool.acquire(timeout=0.01))
+    began = now()
+    await pool.close(timeout=5)
+    assert now() - began <= 10
+    connector.assert_nothing_left()
+    is_over.set()
+    await asyncio.sleep(1)
+
+
 # ---- holders
 
 
