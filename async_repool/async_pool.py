@@ -24,7 +24,7 @@ from functools import partial
 from sys import _getframe
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn, cast
 
 from . import _holders
 from ._holders import Place
@@ -454,11 +454,14 @@ class AsyncConnectionPool:
         """Give a lease back, at once. What it returns may be awaited, and is done already.
 
         The connection goes to whoever has waited longest, or back to the idle ones; a broken or drained one is
-        replaced.
+        replaced. In a thread without an event loop, while that of the pool runs in another, it does nothing but return
+        a coroutine for that one: ``asyncio.run_coroutine_threadsafe(pool.release(conn), loop)``.
 
         :raises LeaseError: the lease was released before, or is of another pool; nothing has changed then.
-        :raises PoolException: called outside the event loop that the pool was opened in; the lease is still live then.
+        :raises PoolException: called in another event loop than the pool was opened in; the lease is still live then.
         """
+        if self._is_elsewhere():
+            return cast(Done, self._call_there(self.release, conn))
         self._give_back(self._end(conn, "release()"))
         return DONE
 
@@ -479,8 +482,10 @@ class AsyncConnectionPool:
     def release_to_looped(self, conn: Lease) -> Done:
         """Give a lease back whose connection serves a feed: it leaves the pool until the feed has ended.
 
-        Raises as :meth:`release`; and :class:`PoolException`, with the lease still live, where the feed lane is full.
+        As :meth:`release`; and raises :class:`PoolException`, with the lease still live, where the feed lane is full.
         """
+        if self._is_elsewhere():
+            return cast(Done, self._call_there(self.release_to_looped, conn))
         is_leased = isinstance(conn, Lease) and conn._slot.state is LEASED
         if is_leased and self._open_loop is not None and not self._ledger.has_feed_room():
             raise self._feed_lane_full()
@@ -722,16 +727,31 @@ class AsyncConnectionPool:
     def _end(self, lease: Lease, call: str) -> Slot:
         if not isinstance(lease, Lease):
             raise LeaseError(f"{self._name}: {call} takes a lease that this pool's acquire() gave, not {lease!r}")
+        loop: asyncio.AbstractEventLoop | None
         try:
             loop = get_running_loop()
         except RuntimeError:
-            loop = None
-        if loop is not self._loop and not lease._was_ended_by_pool:
+            loop = self._loop  # between two runs of it
+        if self._is_inherited or (loop is not self._loop and not lease._was_ended_by_pool):
             raise self._unusable(call)
         return lease._end(self)
 
+    def _is_elsewhere(self) -> bool:
+        """Whether no event loop runs in this thread, and the pool's in another."""
+        try:
+            get_running_loop()
+        except RuntimeError:
+            return self._loop is not None and self._loop.is_running()
+        return False
+
+    @staticmethod
+    async def _call_there(call: Callable[[Lease], object], lease: Lease) -> None:
+        call(lease)
+
     def _give_back(self, slot: Slot) -> None:
         """A lease has ended: its slot comes home."""
+        if self._is_inherited:
+            raise self._unusable("release()")
         self._deadlock_was_logged = False
         if slot.state is not LEASED:
             self._release_feed(slot)
@@ -1290,7 +1310,8 @@ class AsyncConnectionPool:
         )
         if self._config.on_reconnect_failed is not None:
             # Not one of the tasks that closing waits for: it may close the pool.
-            task = asyncio.create_task(
+            assert self._loop is not None
+            task = self._loop.create_task(
                 _call_back(self._config.on_reconnect_failed, self), name=f"{self._name}: on_reconnect_failed"
             )
             self._callbacks.add(task)
@@ -1511,7 +1532,7 @@ async def _open(connector: Connector, configure: Hook | None, timeout: float, op
 
 
 async def _call(hook: Hook, connector: Connector, connection: Any, timeout: float) -> None:
-    """Run a hook for up to ``timeout`` seconds, in a task of its own: one that will not end when it is cancelled, or that
+    """Run a hook for up to ``timeout`` seconds, in a task of its own: one that does not end when it is cancelled, or
     waits for a frozen server before it does, must not keep the slot.
     """
     work = asyncio.ensure_future(hook(connection))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import ssl
 import uuid
 from collections.abc import AsyncIterator
@@ -401,3 +402,23 @@ async def test_a_frozen_server_slows_the_pool_and_does_not_hang_it() -> None:
             async with asyncio.timeout(5):
                 await pool.close(timeout=0.2)
         server.faults.thaw()
+
+
+# ---- fork
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_child_of_a_fork_cannot_send_on_a_connection_that_its_parent_uses(rethinkdb_server: Any) -> None:
+    async with AsyncConnectionPool(rethinkdb_server.connect_arguments, 1) as pool, pool.connect() as lease:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with pytest.raises(ReqlDriverError, match=r"inherited over fork\(\)"):
+                    asyncio.run(R.expr("a" * 100_000).run(lease))  # so long that it is sent at once
+                status = 0
+            finally:
+                os._exit(status)
+        assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
+        assert await R.expr(7).run(lease) == 7

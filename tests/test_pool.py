@@ -1089,12 +1089,45 @@ def test_another_event_loop_is_refused_at_once() -> None:
             pool.release(lease)
 
     virtual_clock.run(misuse())
-    with pytest.raises(PoolException, match="outside the event loop"):
-        pool.release(lease)  # where no loop runs
     assert pool.stats().leased == 1
     loop.run_until_complete(pool.close(timeout=0))
     connector.assert_nothing_left()
     loop.close()
+
+
+@pytest.mark.parametrize("release", ["release", "release_to_looped"])
+def test_leases_may_be_released_between_two_runs_of_the_event_loop(release: str) -> None:
+    loop = virtual_clock.VirtualClockLoop()
+    pool = AsyncConnectionPool(ScriptedConnector(), 2)
+    loop.run_until_complete(pool.init_pool())
+    leases = [loop.run_until_complete(pool.acquire()) for _ in range(2)]
+    waiting = loop.create_task(pool.acquire(timeout=5))
+    loop.run_until_complete(turn())
+    getattr(pool, release)(leases[0])
+    assert pool.stats().waiting == 0
+    loop.run_until_complete(getattr(pool, release)(leases[1]))
+    pool.release(loop.run_until_complete(waiting))
+    assert pool.stats().leased == 0
+    loop.run_until_complete(pool.close())
+    loop.close()
+
+
+@pytest.mark.parametrize("release", ["release", "release_to_looped"])
+def test_another_thread_has_the_loop_of_the_pool_release_a_lease(release: str) -> None:
+    async def main() -> None:
+        async with AsyncConnectionPool(ScriptedConnector(), 1) as pool:
+            lease = await pool.acquire()
+            loop = asyncio.get_running_loop()
+
+            def in_another_thread() -> None:
+                asyncio.run_coroutine_threadsafe(getattr(pool, release)(lease), loop).result(5)
+
+            await asyncio.to_thread(in_another_thread)
+            assert pool.stats().leased == 0
+            async with pool.connect(timeout=5):
+                pass
+
+    asyncio.run(main())
 
 
 def test_a_pool_that_was_not_closed_warns_and_aborts_its_connections_when_it_is_collected() -> None:

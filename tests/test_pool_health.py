@@ -655,13 +655,16 @@ def test_a_pool_that_was_inherited_over_a_fork_refuses_in_the_child_and_goes_on_
                 await use()
 
     async def parent() -> None:
-        async with open_pool(connector) as pool:
+        async with open_pool(connector) as pool, pool.connect() as lease:
             child = os.fork()
             if child == 0:
                 status = 1
                 try:
                     asyncio.events._set_running_loop(None)
                     virtual_clock.run(in_the_child(pool))
+                    for give_back in (pool.release, pool.release_to_looped):
+                        with pytest.raises(PoolException, match=r"main: .*inherited over fork\(\)"):
+                            give_back(lease)
                     status = 0
                 finally:
                     sys.stderr.flush()

@@ -476,6 +476,7 @@ class _Wire(_Reader):
         self._ended = asyncio.Event()  # the socket is released
         self._progress = asyncio.Event()  # pulses when a query or a stream has ended
         transport.set_protocol(self)
+        _wires.add(self)
 
     # --- what the driver's classes and ours ask ---
 
@@ -811,6 +812,12 @@ class _Wire(_Reader):
         self._post(_Request(query, pack_frame(token, b"[%d]" % _QueryType.NOREPLY_WAIT), future, False))
         await future
 
+    def disown(self) -> None:
+        """In a child of fork(), which shares the socket with its parent: nothing may be sent here."""
+        self._reason = "Connection is closed (it was inherited over fork(), and belongs to the parent)."
+        self._out.clear()
+        self._blocked.clear()
+
     def abort(self) -> None:
         """End the connection now; the socket goes in the next turn of the loop. Never raises."""
         self._settle("Connection is closed (aborted).", None)
@@ -823,6 +830,18 @@ class _Wire(_Reader):
     def _pulse(self) -> None:
         self._progress.set()
         self._progress.clear()
+
+
+_wires: weakref.WeakSet[_Wire] = weakref.WeakSet()
+
+
+def _disown_wires() -> None:
+    for wire in list(_wires):
+        wire.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_wires)
 
 
 class _Response(Response):  # type: ignore[misc]
