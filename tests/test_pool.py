@@ -49,7 +49,7 @@ async def test_a_lease_is_acquired_and_released() -> None:
     assert repr(pool) == "<AsyncConnectionPool 'main' closed>"
 
 
-@pytest.mark.parametrize("how", ["plain", "awaited", "in a task", "gathered"])
+@pytest.mark.parametrize("how", ["plain", "awaited", "in a task", "gathered", "waited for"])
 async def test_release_works_with_and_without_await(how: str) -> None:
     async with open_pool() as pool:
         lease = await pool.acquire()
@@ -61,6 +61,8 @@ async def test_release_works_with_and_without_await(how: str) -> None:
             await asyncio.create_task(released)
         elif how == "gathered":
             await asyncio.gather(released)
+        elif how == "waited for":
+            await asyncio.wait_for(released, 1)
 
 
 async def test_connect_releases_at_the_end_of_the_block() -> None:

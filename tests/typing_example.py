@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any, assert_type
 
@@ -26,6 +27,9 @@ async def main() -> None:
     assert_type(lease, Lease)
     released: Awaitable[None] = pool.release(lease)
     assert_type(await released, None)
+    assert_type(await asyncio.create_task(pool.release(lease)), None)
+    assert_type(await asyncio.wait_for(pool.release(lease), 1), None)
+    assert_type(await asyncio.gather(pool.release(lease), pool.release_to_looped(lease)), tuple[None, None])
     async with pool.connect(looped_mode=True, timeout=1.5) as conn:
         assert_type(conn, Lease)
         assert_type(conn.db, str | None)
