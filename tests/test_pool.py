@@ -1149,6 +1149,20 @@ def test_a_pool_that_was_not_closed_warns_and_aborts_its_connections_when_it_is_
     virtual_clock.run(forget())
 
 
+def test_a_forgotten_pool_leaves_no_task_behind() -> None:
+    async def forget() -> None:
+        pool = AsyncConnectionPool(ScriptedConnector(), ping_interval=30)  # so that housekeeping waits for an alarm
+        await pool.init_pool()
+        await turn()
+        with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031
+            del pool
+            gc.collect()
+        await turn()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    virtual_clock.run(forget())
+
+
 def test_a_forgotten_pool_may_be_collected_in_another_thread() -> None:
     connector = ScriptedConnector()
 

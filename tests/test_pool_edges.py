@@ -173,6 +173,27 @@ async def test_on_reconnect_failed_may_close_the_pool() -> None:
         assert len(closed) == 1
 
 
+async def test_close_cancels_on_reconnect_failed_that_still_runs() -> None:
+    connector = ScriptedConnector()
+    began, ended = [], []
+
+    async def call_for_help(pool: AsyncConnectionPool) -> None:
+        began.append(now())
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(now())
+
+    async with open_pool(connector, reconnect_timeout=10, on_reconnect_failed=call_for_help):
+        connector.connects.always(error(OSError("down")))
+        for connection in connector.open_connections:
+            connector.drop(connection)
+        await asyncio.sleep(100)
+        assert (len(began), ended) == (1, [])
+    await turn()
+    assert ended == [now()]
+
+
 async def test_init_pool_beside_a_close_and_another_init_pool_tells_the_truth() -> None:
     connector = ScriptedConnector()
     connector.connects.always(slow(1))
@@ -291,6 +312,21 @@ async def test_drain_in_an_outage_says_that_there_is_one() -> None:
         with pytest.raises(ConnectFailed, match=r"drain\(\)"):
             await pool.drain()
         connector.connects.always(ok())
+
+
+async def test_drain_in_an_outage_counts_a_connection_that_is_being_pinged_among_those_that_are_open() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=2, min_size=1, ping_interval=30) as pool:
+        async with pool.connect():
+            connector.connects.then(error(OSError("down")))
+            with pytest.raises(ConnectFailed):
+                await pool.acquire()
+        ping = connector.checks.hold()
+        await ping.wait_entered()
+        await pool.drain()  # raises nothing: min_size connections are open, and this one is replaced after its ping
+        ping.release()
+        await asyncio.sleep(1)
+        assert [connection.number for connection in connector.open_connections] == [2]
 
 
 async def test_a_timeout_while_every_check_fails_names_the_failure() -> None:
