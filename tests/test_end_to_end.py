@@ -306,6 +306,52 @@ async def test_a_wrong_password_is_told_at_once_with_its_cause_and_is_not_tried_
         assert server.connections_total <= 3
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_secrets_are_asked_for_at_every_opening(is_async: bool) -> None:
+    password = "old"
+
+    def ask() -> dict[str, Any]:
+        return {"host": server.host, "port": server.port, "password": password}
+
+    async def ask_async() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return ask()
+
+    async with (
+        StandInServer(users={"admin": "old"}) as server,
+        AsyncConnectionPool(ask_async if is_async else ask, 2, connect_timeout=20) as pool,
+    ):
+        assert await pool.run(R.expr(1)) == 1
+        server.accounts = StandInServer(users={"admin": "new"}).accounts
+        password = "new"
+        await pool.drain()
+        assert await pool.run(R.expr(2)) == 2
+        assert pool.stats().connect_failures_total == 0
+
+
+NO_TIME = 1e-6
+"""Seconds in which no connection can be opened."""
+
+
+@pytest.fixture(params=["a mapping", "a callable"])
+async def hurried(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """Connect arguments that leave no time."""
+    async with StandInServer() as server:
+        arguments = {"host": server.host, "port": server.port, "timeout": NO_TIME}
+        yield arguments if request.param == "a mapping" else lambda: arguments
+
+
+async def test_the_timeout_of_the_arguments_is_that_of_the_opening(hurried: Any) -> None:
+    with pytest.raises(ConnectFailed) as caught:
+        await AsyncConnectionPool(hurried, 1).init_pool()
+    assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+async def test_connect_timeout_wins_over_the_timeout_of_the_arguments(hurried: Any) -> None:
+    async with AsyncConnectionPool(hurried, 1, connect_timeout=20) as pool:
+        assert await pool.run(R.expr(1)) == 1
+
+
 async def test_no_log_record_error_or_repr_ever_tells_a_password(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with StandInServer(users={"admin": "s3cret"}) as server:
