@@ -217,6 +217,11 @@ async def test_r_connect_opens_the_same_connection(server: StandInServer) -> Non
         assert await R.expr(1).run(connection) == 1
 
 
+async def test_r_connect_takes_an_io_loop_as_the_driver_does(server: StandInServer) -> None:
+    async with await R.connect(server.host, server.port, io_loop=asyncio.get_running_loop()) as connection:
+        assert await R.expr(1).run(connection) == 1
+
+
 async def test_r_connect_raises_the_drivers_errors(scripted: ScriptedServer) -> None:
     with pytest.raises(ReqlAuthError, match="Wrong password"):
         await R.connect(scripted.host, scripted.port, password=SECRET)
@@ -392,21 +397,38 @@ async def test_a_peer_that_drips_its_log_in_does_not_extend_the_deadline() -> No
         assert time.monotonic() - started < 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the options are Linux's")
-async def test_a_vanished_peer_is_noticed_by_the_kernel(scripted: ScriptedServer) -> None:
+@pytest.fixture
+async def tcp(scripted: ScriptedServer) -> dict[str, int]:
+    """The TCP options of a connection's socket, and whether the kernel looks after it when it is silent."""
+    if sys.platform != "linux":
+        pytest.skip("the options are Linux's")
+    names = ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
     async with connected(connector_to(scripted)) as connection:
         mine = (connection.client_address(), connection.client_port())
-        names = ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
-        found = [
-            (
-                candidate.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-                *(candidate.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names),
-            )
+        (found,) = [
+            {name: candidate.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names}
+            | {"SO_KEEPALIVE": candidate.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)}
             for candidate in sockets()
             if candidate.getsockname() == mine
         ]
-        options = dict(module.KEEPALIVE_OPTIONS)
-        assert found == [(1, 1, *(options[name] for name in names[1:]))]
+    return found
+
+
+def test_small_queries_are_sent_without_delay(tcp: dict[str, int]) -> None:
+    assert tcp["TCP_NODELAY"]
+
+
+def test_a_silent_peer_that_vanished_is_noticed_within_two_minutes(tcp: dict[str, int]) -> None:
+    assert tcp["SO_KEEPALIVE"]
+    assert 30 <= tcp["TCP_KEEPIDLE"] + tcp["TCP_KEEPINTVL"] * tcp["TCP_KEEPCNT"] <= 120
+
+
+def test_a_peer_that_vanished_while_it_was_written_to_is_noticed_within_two_minutes(tcp: dict[str, int]) -> None:
+    assert 30_000 <= tcp["TCP_USER_TIMEOUT"] <= 120_000, "milliseconds; sooner, and a busy server would be given up"
+
+
+def test_a_connection_that_nobody_uses_is_not_forgotten_by_what_stands_between(tcp: dict[str, int]) -> None:
+    assert tcp["TCP_KEEPIDLE"] < 60, "seconds after which some NATs forget a connection"
 
 
 # --- TLS ---
