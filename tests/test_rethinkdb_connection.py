@@ -929,6 +929,24 @@ async def test_a_stream_whose_first_rows_a_cancelled_task_never_took_is_stopped_
     assert kept.value.__traceback__ is not None
 
 
+async def test_a_stream_whose_first_rows_a_cancelled_task_never_took_is_stopped_though_its_cursor_is_kept(
+    link: Link,
+) -> None:
+    task, token = await link.started()
+    link.peer.answer(token, PARTIAL, "kept")
+    while not link.connection.open_cursors:  # noqa: ASYNC110 (it must be seen in the very turn before the task's own)
+        await asyncio.sleep(0)
+    cursors = [thing for thing in gc.get_objects() if type(thing) is RethinkDBCursor]
+    (kept,) = [cursor for cursor in cursors if "kept" in cursor.items]  # or its collection would stop it
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert link.connection.open_cursors == 0
+    await link.expect(token, CONTINUE)
+    await link.expect(token, STOP)
+    assert list(kept.items) == ["kept"]
+
+
 async def test_abandoned_cursors_leave_nothing_on_the_server(
     server: StandInServer, connection: RethinkDBConnection
 ) -> None:
