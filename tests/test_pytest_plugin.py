@@ -396,6 +396,14 @@ def test_without_anything_better_the_stand_in_serves(pytester, run_pytest, bare)
     )
 
 
+def test_an_empty_url_is_as_none(pytester, run_pytest, bare, monkeypatch):
+    monkeypatch.setenv("RETHINKDB_URL", "")
+    pytester.makepyfile(USES_THE_SERVER)
+    result = run_pytest("-s")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["  not RETHINKDB_URL: it is not set", "*kind: stand-in *"])
+
+
 def test_the_stand_in_ends_with_the_session(pytester, run_pytest, bare):
     pytester.makepyfile(
         """

@@ -80,7 +80,7 @@ async def connection(server: StandInServer) -> AsyncIterator[RethinkDBConnection
 @pytest.fixture
 async def any_connection(server: StandInServer) -> AsyncIterator[RethinkDBConnection]:
     """A connection to any server: a real one where the environment names it."""
-    connector = RethinkDBConnector(url=os.environ.get("RETHINKDB_URL", server.url))
+    connector = RethinkDBConnector(url=os.environ.get("RETHINKDB_URL") or server.url)
     async with await connector.connect() as connection:
         yield connection
 
