@@ -59,6 +59,9 @@ LEASE, QUERY, FEED = Need.LEASE, Need.QUERY, Need.FEED
 MOST_ATTEMPTS: Final = 5
 """How often one query is tried, where trying again is safe, before the last error is raised."""
 
+PATIENCE_SECONDS: Final = 0.1
+"""How long after its time an opening is cancelled. A connector that keeps the time itself says what took so long."""
+
 CANCEL_SECONDS: Final = 1.0
 """How long a hook may take to end when it is cancelled, before its connection is aborted and it is left alone."""
 
@@ -86,7 +89,7 @@ class _Closing:
     """What became of leases, queries and feeds, while the pool closes."""
 
     def __init__(self, began: float, leases: int, queries: int) -> None:
-        self.began = began
+        self.began = self.ended = began
         self.leases = leases
         self.leases_aborted = 0
         self.queries = queries
@@ -94,14 +97,14 @@ class _Closing:
         self.feeds_ended = 0
         self.is_over = False  # the time that leases, queries and readers had
 
-    def report(self, now: float) -> CloseReport:
+    def report(self) -> CloseReport:
         return CloseReport(
             leases_waited_for=self.leases,
             leases_aborted=self.leases_aborted,
             queries_waited_for=self.queries,
             queries_aborted=self.queries_aborted,
             feeds_ended=self.feeds_ended,
-            seconds=now - self.began,
+            seconds=self.ended - self.began,
         )
 
 
@@ -255,8 +258,8 @@ class AsyncConnectionPool:
             await self._all_closed.wait()
             raise ConnectFailed(
                 f"{self._name}: init_pool() could not open {self._ledger.min_size} connections to "
-                f"{self._connector.endpoint}: {_describe(failure)}. All are closed; init_pool() may be called again"
-            ) from failure
+                f"{self._connector.endpoint}: {_sentence(failure)} All are closed; init_pool() may be called again"
+            ) from _cause(failure)
         self._ledger.opened_all()
         self._open_loop = loop
         self._was_open = True
@@ -282,18 +285,16 @@ class AsyncConnectionPool:
         up to ``timeout`` seconds (None: for ever), then aborted: their users see that the connection is closed. Each
         connection may take ``close_timeout`` more to close politely. If cancelled, the closing goes on by itself: every
         connection is closed when it comes home; call it again to wait for that. May be called twice, and on a pool that
-        was never opened. Returns what became of leases, queries and feeds.
+        was never opened. Returns what became of leases, queries and feeds when the pool was last closed.
         """
         check_seconds("timeout", timeout)
         self._bury()
         if self._ledger.state is LedgerState.CLOSED:
-            return _Closing(0.0, 0, 0).report(0.0)
+            return self._closing.report()
         if self._loop is not asyncio.get_running_loop():
             raise self._unusable("close()")
-        loop = self._loop
         housekeeper = self._housekeeper
         if self._ledger.state is not LedgerState.CLOSING:
-            self._closing = _Closing(loop.time(), self._ledger.leased, self._ledger.queries)
             self._begin_close()
         closing = self._closing
         try:
@@ -304,7 +305,7 @@ class AsyncConnectionPool:
         await self._all_closed.wait()
         if housekeeper is not None:
             await asyncio.wait([housekeeper])
-        return closing.report(loop.time())
+        return closing.report()
 
     async def release_pool(self) -> None:
         """Close every connection, as :meth:`close`, where no lease is out and no query is under way.
@@ -339,8 +340,8 @@ class AsyncConnectionPool:
         if self._ledger.is_outage and self._ledger.is_short:
             raise ConnectFailed(
                 f"{self._name}: drain() closed the old connections, but could not open new ones to "
-                f"{self._connector.endpoint}: {_describe(self._last_failure)}. The pool goes on trying"
-            ) from self._last_failure
+                f"{self._connector.endpoint}: {_sentence(self._last_failure)} The pool goes on trying"
+            ) from _cause(self._last_failure)
 
     def _bury(self) -> None:
         """Where the event loop of the pool was closed before the pool was: end what is left, so that it may be opened
@@ -363,7 +364,8 @@ class AsyncConnectionPool:
 
     def _begin_close(self) -> None:
         self._open_loop = None
-        slots = self._ledger.close(self._time())
+        self._closing = _Closing(self._time(), self._ledger.leased, self._ledger.queries)
+        slots = self._ledger.close(self._closing.began)
         self._room.remove(slots)
         for slot in slots:
             self._close_slot(slot, CloseReason.POOL_CLOSED)
@@ -407,6 +409,7 @@ class AsyncConnectionPool:
             self._leases_home.set()
             if not ledger.size and not self._tasks:
                 ledger.closed_all()
+                self._closing.ended = self._time()
                 _live_pools.discard(self)
                 self._loop = None
                 self._all_closed.set()
@@ -720,7 +723,7 @@ class AsyncConnectionPool:
                 f"{asked}, the last attempt failed: {_describe(failure)} ({self._situation()})",
                 is_permanent=self._ledger.is_hopeless,
             )
-            explained.__cause__ = failure
+            explained.__cause__ = _cause(failure)
             return explained
         return error
 
@@ -1190,8 +1193,6 @@ class AsyncConnectionPool:
 
     def _open_failed(self, slot: Slot, error: BaseException) -> None:
         is_hopeless = isinstance(error, ConnectFailed) and error.is_permanent
-        if isinstance(error, ConnectFailed) and error.__cause__ is not None:
-            error = error.__cause__
         if not self._outage_was_logged and self._ledger.state is LedgerState.OPEN:
             self._outage_was_logged = True
             log.warning("%s: cannot connect to %s: %s", self._name, self._connector.endpoint, _describe(error))
@@ -1520,7 +1521,7 @@ async def _open(connector: Connector, configure: Hook | None, timeout: float, op
     """Append to ``opened``, so that the connection is not lost where the task is cancelled in its last step."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    async with asyncio.timeout_at(deadline):
+    async with asyncio.timeout_at(deadline + PATIENCE_SECONDS):
         connection = await connector.connect()
     if configure is not None:
         try:
@@ -1628,7 +1629,19 @@ def _describe(error: BaseException | None) -> str:
     if error is None:
         return "none"
     text = str(error)
+    if text and isinstance(error, ConnectFailed):  # of the connector, which says more than its cause
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _sentence(error: BaseException | None) -> str:
+    text = _describe(error)
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """What a connector's :class:`ConnectFailed` came from; any other error as it is."""
+    return error.__cause__ if isinstance(error, ConnectFailed) and error.__cause__ is not None else error
 
 
 def _outcome(task: asyncio.Task[Any]) -> str:

@@ -7,6 +7,8 @@ the ledger's rules or of queues, and of the driver only the one method that ``qu
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator
+from functools import wraps
+from inspect import ismethod
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -89,10 +91,31 @@ class Lease:
             options.setdefault("db", self._db)
         return connection._start(term, **options)
 
+    async def reconnect(self, noreply_wait: bool = True, timeout: float | None = None) -> Lease:
+        """Close the connection and open it again; the lease goes on with it. Waits, raises and is cancelled as the
+        connection's own.
+        """
+        await self._live("reconnect()").reconnect(noreply_wait, timeout)
+        return self
+
+    def repl(self) -> Any:
+        """Make this lease, as long as it lasts, the connection of every ``query.run()`` without one in this thread."""
+        return type(self._live("repl()")).repl(self)
+
     def __getattr__(self, name: str) -> Any:
         if name in Lease.__slots__:  # of a copy that was not made yet
             raise AttributeError(name)
-        return getattr(self._live(name), name)
+        value = getattr(self._live(name), name)
+        if not ismethod(value) or value.__self__ is not self._connection:
+            return value
+
+        @wraps(value)
+        def of_this_lease(*arguments: Any, **options: Any) -> Any:
+            """A method that is kept is as dead as the lease is."""
+            result = getattr(self._live(f"{name}()"), name)(*arguments, **options)
+            return self if result is self._connection else result
+
+        return of_this_lease
 
     async def __aenter__(self) -> Lease:
         self._live("async with")

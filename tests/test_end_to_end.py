@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import rethinkdb
+from rethinkdb.ast import Repl
 from rethinkdb.errors import ReqlAuthError, ReqlDriverError, ReqlNonExistenceError, ReqlOpFailedError
 
 from async_repool import AsyncConnectionPool, ConnectFailed, LeaseError, PoolTimeout, R
@@ -448,6 +449,70 @@ async def test_a_frozen_server_slows_the_pool_and_does_not_hang_it() -> None:
             async with asyncio.timeout(5):
                 await pool.close(timeout=0.2)
         server.faults.thaw()
+
+
+# ---- what else the driver's connection has
+
+
+async def test_a_lease_that_was_reconnected_goes_on(pool: AsyncConnectionPool) -> None:
+    conn = await pool.acquire()
+    port = conn.client_port()
+    assert await conn.reconnect() is conn
+    assert conn.client_port() != port
+    assert await R.expr(1).run(conn) == 1
+    pool.release(conn)
+    assert pool.stats().idle == 3
+
+
+async def test_a_connection_that_is_lost_after_it_was_reconnected_is_replaced(arguments: dict[str, Any]) -> None:
+    async with (
+        FaultProxy(arguments["host"], arguments["port"]) as proxy,
+        AsyncConnectionPool(arguments | {"host": proxy.host, "port": proxy.port}, 1) as pool,
+    ):
+        async with pool.connect() as conn:
+            await conn.reconnect()
+        proxy.faults.cut()
+        async with asyncio.timeout(5):
+            while not pool.stats().closed_total:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        async with pool.connect() as conn:
+            assert await R.expr(1).run(conn) == 1
+
+
+async def test_a_connection_that_is_being_reconnected_is_closed_with_its_pool(arguments: dict[str, Any]) -> None:
+    async with (
+        FaultProxy(arguments["host"], arguments["port"]) as proxy,
+        AsyncConnectionPool(arguments | {"host": proxy.host, "port": proxy.port}, 1) as pool,
+    ):
+        conn = await pool.acquire()
+        proxy.faults.delay = 0.05
+        reconnecting = asyncio.create_task(conn.reconnect())
+        await asyncio.sleep(0.06)
+        await pool.close(timeout=0)
+        with pytest.raises(ReqlDriverError):
+            await reconnecting
+        async with asyncio.timeout(5):
+            while proxy.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_method_that_was_kept_beyond_its_lease_is_dead(pool: AsyncConnectionPool) -> None:
+    async with pool.connect() as conn:
+        close = conn.close
+    with pytest.raises(LeaseError, match=r"close\(\) on a lease that was released before"):
+        await close()
+    assert pool.stats().idle == 3
+
+
+async def test_a_lease_is_the_connection_of_a_repl_as_long_as_it_lasts(pool: AsyncConnectionPool) -> None:
+    try:
+        async with pool.connect() as conn:
+            assert conn.repl() is conn
+            assert await R.expr(1).run() == 1
+        with pytest.raises(LeaseError):
+            await R.expr(1).run()
+    finally:
+        Repl.clear()
 
 
 # ---- fork

@@ -611,7 +611,7 @@ async def test_opening_is_bounded_by_connect_timeout() -> None:
         began = loop.time()
         with pytest.raises(ConnectFailed, match="TimeoutError"):
             await AsyncConnectionPool(connector, **options).init_pool()
-        assert loop.time() - began == pytest.approx(expected)
+        assert expected <= loop.time() - began < expected + 0.2
     connector.assert_nothing_left()
 
 

@@ -611,7 +611,20 @@ async def test_close_reports_what_became_of_the_leases() -> None:
             asyncio.get_running_loop().call_later(2, pool.release, leases[0])
             report = await pool.close(timeout=7)
         assert report == CloseReport(leases_waited_for=3, leases_aborted=2, feeds_ended=1, seconds=pytest.approx(7))
-        assert (await pool.close()).leases_waited_for == 0
+        assert await pool.close() == report, "whoever closes it too is told the same"
+
+
+async def test_a_closing_that_went_on_after_its_caller_was_cancelled_is_reported_to_the_next() -> None:
+    async with open_pool(pool_size=1) as pool:
+        lease = await pool.acquire()
+        closing = asyncio.create_task(pool.close())
+        await asyncio.sleep(1)
+        closing.cancel()
+        await asyncio.wait([closing])
+        pool.release(lease)
+        await asyncio.sleep(10)
+        report = await pool.close()
+        assert (report.leases_waited_for, report.leases_aborted, report.seconds) == (1, 0, pytest.approx(1))
 
 
 # ---- rotating secrets

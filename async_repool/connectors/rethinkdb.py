@@ -1126,6 +1126,8 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         self._dialer = dialer
         self._server_id: str | None = None  # as the first check() found it
         self._instance: _Wire | None = None
+        self._lost_callbacks: tuple[Callable[[], None], ...] = ()
+        self._aborts = 0  # how often it was aborted
 
     @property
     def endpoint(self) -> str:
@@ -1182,7 +1184,10 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         self._server_id = server_id
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once, from the event loop, when the connection dies other than by close or abort."""
+        """Call ``callback`` once, from the event loop, when the connection dies other than by close or abort; once more
+        if it dies again after :meth:`reconnect`.
+        """
+        self._lost_callbacks += (callback,)
         if self._instance is not None:
             self._instance.on_lost(callback)
 
@@ -1193,16 +1198,25 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         if not self._instance.is_open():
             raise self._instance.closed_error(was_sent=False)
 
-    async def _open(self, timeout: float) -> None:
-        """Connect and log in within ``timeout`` seconds, or raise ReqlDriverError. If cancelled, leaves nothing."""
+    async def _open(self, timeout: float, aborts: int = 0) -> None:
+        """Connect and log in within ``timeout`` seconds, or raise ReqlDriverError. If cancelled, leaves nothing. Where
+        it was aborted oftener than ``aborts`` times, it remains so.
+        """
         transport, sock = await self._dialer.open(timeout)
-        self.abort()  # another task may have been faster
+        if self._aborts != aborts:
+            transport.abort()
+            raise ReqlDriverError("Connection is closed (it was aborted while it was opened).")
+        if self._instance is not None:
+            self._instance.abort()  # another task may have been faster
         self._instance = _Wire(self, transport, sock)
+        for callback in self._lost_callbacks:
+            self._instance.on_lost(callback)
 
     async def reconnect(self, noreply_wait: bool = True, timeout: float | None = None) -> RethinkDBConnection:
         """Close, then connect again within ``timeout`` seconds (``None``: as long as the first time)."""
+        aborts = self._aborts
         await self.close(noreply_wait)
-        await self._open(self.connect_timeout if timeout is None else timeout)
+        await self._open(self.connect_timeout if timeout is None else timeout, aborts)
         return self
 
     async def close(self, noreply_wait: bool = True) -> None:
@@ -1215,7 +1229,10 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
             await self._instance.close(noreply_wait, self._new_token())
 
     def abort(self) -> None:
-        """End the connection now, without waiting. Never raises; may be called twice."""
+        """End the connection now, without waiting; a :meth:`reconnect` that is under way fails. Never raises; may be
+        called twice.
+        """
+        self._aborts += 1
         if self._instance is not None:
             self._instance.abort()
 
