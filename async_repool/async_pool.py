@@ -50,7 +50,7 @@ from .lease import DONE, Done, FeedContext, Lease, LeaseContext
 from .stats import CloseReport, PoolStats
 from .streams import Feed, StreamContext
 
-__all__ = ["AsyncConnectionPool", "R"]
+__all__ = ["AsyncConnectionPool", "PoolException", "R"]
 
 LEASED: Final = SlotState.LEASED  # reading a member off its enum class is slow
 SHARED: Final = SlotState.SHARED
@@ -73,6 +73,10 @@ _pool_numbers = itertools.count(1)
 # Pools that hold connections. A child of fork() must not touch them: it shares the sockets with its parent, and the
 # selector that watches them.
 _live_pools: weakref.WeakSet[AsyncConnectionPool] = weakref.WeakSet()
+
+
+# A task that nobody holds is collected together with the pool, and asyncio complains.
+_housekeepers: set[asyncio.Task[None]] = set()
 
 
 def _disown_pools() -> None:
@@ -266,6 +270,8 @@ class AsyncConnectionPool:
         self._housekeeper = loop.create_task(
             _keep_house(weakref.ref(self), self._bell), name=f"{self._name}: housekeeping"
         )
+        _housekeepers.add(self._housekeeper)
+        self._housekeeper.add_done_callback(_housekeepers.discard)
 
     async def __aenter__(self) -> AsyncConnectionPool:
         """:meth:`init_pool`."""
@@ -318,6 +324,8 @@ class AsyncConnectionPool:
                 f"{self._name}: release_pool() while {leases} connection(s) are still leased and {queries} queries are "
                 "under way. Release them first, or use close(), which waits for them"
             )
+        if self._ledger.state is not LedgerState.CLOSED and self._loop is not asyncio.get_running_loop():
+            raise self._unusable("release_pool()")
         await self.close(timeout=0)
 
     async def drain(self) -> None:

@@ -51,8 +51,8 @@ class PoolConfig:
     """How long ``acquire()`` waits by default. None: for ever."""
 
     connect_timeout: float | None = None
-    """How long opening one may take: TCP, TLS, log-in and ``configure``. None: the connect arguments' ``timeout``, else
-    20.
+    """How long opening one may take: name look-up, TCP, TLS, log-in and ``configure``. None: the connect arguments'
+    ``timeout``, else 20.
     """
 
     close_timeout: float = 5

@@ -9,6 +9,7 @@ by default. SIGTERM ends it: requests in flight are answered first.
 """
 
 import argparse
+import asyncio
 import logging
 import os
 from typing import Any
@@ -50,9 +51,16 @@ async def get_hero(request: web.Request) -> web.Response:
 
 
 async def add_hero(request: web.Request) -> web.Response:
-    hero: dict[str, Any] = await request.json()
-    async with request.app[POOL].connect() as conn:  # a connection of its own, for several queries in a row, say
+    try:
+        hero = await request.json()
+    except ValueError:
+        hero = None
+    if not isinstance(hero, dict):
+        raise web.HTTPBadRequest(text="send a hero as a JSON object")
+    async with asyncio.timeout(5), request.app[POOL].connect() as conn:  # its own, for several queries in a row, say
         result = await heroes.insert(hero).run(conn)
+    if result["errors"]:  # of one row: there is such a hero, or its id can be none
+        raise web.HTTPConflict(text=result["first_error"].partition("\n")[0])
     return web.json_response({"id": result.get("generated_keys", [hero.get("id")])[0]}, status=201)
 
 
@@ -101,5 +109,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8080, help="where to listen")
     port = parser.parse_args().port
-    url = os.environ.get("RETHINKDB_URL", "rethinkdb://localhost:28015")
+    url = os.environ.get("RETHINKDB_URL") or "rethinkdb://localhost:28015"
     web.run_app(make_app({"url": url}), host="127.0.0.1", port=port, shutdown_timeout=10)

@@ -86,6 +86,6 @@ if __name__ == "__main__":
     parser.add_argument("--host", help="a RethinkDB server")
     parser.add_argument("--port", type=int, help="its driver port, 28015 by default")
     named = {option: value for option, value in vars(parser.parse_args()).items() if value is not None}
-    if not named and "RETHINKDB_URL" in os.environ:
+    if not named and os.environ.get("RETHINKDB_URL"):
         named = {"url": os.environ["RETHINKDB_URL"]}
     asyncio.run(main(named))

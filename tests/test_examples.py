@@ -78,7 +78,7 @@ def free_port() -> int:
         return port
 
 
-def ask(url: str, data: dict[str, Any] | None = None) -> tuple[int, Any]:
+def ask(url: str, data: Any = None) -> tuple[int, Any]:
     body = None if data is None else json.dumps(data).encode()
     try:
         with urllib.request.urlopen(url, body, timeout=10) as response:
@@ -175,6 +175,11 @@ def test_the_aiohttp_app_serves_json_from_the_pool_and_ends_at_sigterm(rethinkdb
         assert ask(f"{url}/heroes/{added['id']}") == (200, {"id": added["id"], "name": "Ana"})
         assert {"id": added["id"], "name": "Ana"} in ask(url + "/heroes")[1]
         assert ask(url + "/heroes/nobody")[0] == 404
+        status, problem = ask(url + "/heroes", added | {"name": "another Ana"})
+        assert status == 409
+        assert "Duplicate primary key" in problem
+        for no_hero in ("Ana", [{"name": "Ana"}]):
+            assert ask(url + "/heroes", no_hero) == (400, "send a hero as a JSON object")
         app.send_signal(signal.SIGTERM)
         _, errors = app.communicate(timeout=30)
         assert app.returncode == 0

@@ -1163,6 +1163,20 @@ def test_a_forgotten_pool_leaves_no_task_behind() -> None:
     virtual_clock.run(forget())
 
 
+async def test_a_forgotten_pool_in_a_cycle_is_collected_without_a_complaint_of_asyncio(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pools = [AsyncConnectionPool(ScriptedConnector())]
+    await pools[0].init_pool()
+    await asyncio.sleep(1)
+    setattr(pools[0], "itself", pools[0])  # noqa: B010
+    pools.clear()
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        gc.collect()
+    await asyncio.sleep(1)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 def test_a_forgotten_pool_may_be_collected_in_another_thread() -> None:
     connector = ScriptedConnector()
 

@@ -48,6 +48,12 @@ def test_the_names_of_1_0_1_are_where_they_were() -> None:
         assert hasattr(async_repool.AsyncConnectionPool, name)
 
 
+def test_a_star_import_of_the_pools_module_has_the_names_of_1_0_1() -> None:
+    names: dict[str, object] = {}
+    exec("from async_repool.async_pool import *", names)
+    assert {"AsyncConnectionPool", "PoolException", "R"} <= names.keys()
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     assert importlib.metadata.version("async-repool") == async_repool.__version__
 

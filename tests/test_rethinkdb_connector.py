@@ -217,6 +217,14 @@ async def test_r_connect_opens_the_same_connection(server: StandInServer) -> Non
         assert await R.expr(1).run(connection) == 1
 
 
+async def test_a_loop_and_an_empty_url_are_taken_for_nothing_as_by_the_driver(server: StandInServer) -> None:
+    arguments: dict[str, Any] = {"host": server.host, "port": server.port}
+    connector = RethinkDBConnector(**arguments, io_loop=asyncio.get_running_loop(), url="")
+    connection = await connector.connect()
+    assert connection.is_open()
+    await connector.close(connection)
+
+
 async def test_r_connect_takes_an_io_loop_as_the_driver_does(server: StandInServer) -> None:
     async with await R.connect(server.host, server.port, io_loop=asyncio.get_running_loop()) as connection:
         assert await R.expr(1).run(connection) == 1

@@ -1292,8 +1292,8 @@ class RethinkDBConnector:
 
     Takes what the driver's ``r.connect()`` takes, with the same defaults: ``host``, ``port``, ``db``, ``user``,
     ``password`` (or ``auth_key``), ``timeout`` (seconds for the whole of :meth:`connect`), ``ssl={"ca_certs": path}``,
-    ``json_encoder``, ``json_decoder`` (classes), and ``url``, whose parts win over the other arguments. Raises
-    ``ValueError`` or ``TypeError`` where one is wrong; no message carries a password.
+    ``json_encoder``, ``json_decoder`` (classes), ``io_loop`` (which is not used), and ``url``, whose parts win over the
+    other arguments. Raises ``ValueError`` or ``TypeError`` where one is wrong; no message carries a password.
 
     A password may be percent-encoded in the ``url``, which the driver does not decode, and may be other than ASCII,
     which the driver sends as Latin-1. The driver's reading is tried first, the other where the server refuses that.
@@ -1313,12 +1313,14 @@ class RethinkDBConnector:
         url: str | None = None,
         json_encoder: Callable[..., Any] | None = None,
         json_decoder: Callable[..., Any] | None = None,
+        io_loop: object = None,
         _handshake_version: int | None = None,
     ) -> None:
+        del io_loop  # the driver takes one and does not use it here
         arguments: dict[str, Any] = {"host": host, "port": port, "db": db, "auth_key": auth_key, "user": user}
         arguments |= {"password": password, "timeout": timeout}
         is_encoded = False
-        if url is not None:
+        if url is not None and url != "":
             found = _from_url(url)
             is_encoded = "password" in found
             if "password" in found or "auth_key" in found:  # they are one thing under two names
