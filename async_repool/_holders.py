@@ -22,9 +22,14 @@ that is to be kept. No frame, which would keep alive what it refers to.
 """
 
 
-def place(caller: FrameType, *, with_stack: bool) -> Place:
+def place(caller: FrameType) -> Place:
     """Where ``caller`` is now."""
-    return caller.f_code, caller.f_lasti, traceback.extract_stack(caller) if with_stack else None
+    return caller.f_code, caller.f_lasti, None
+
+
+def place_and_stack(caller: FrameType) -> Place:
+    """The same, with its stack."""
+    return caller.f_code, caller.f_lasti, traceback.extract_stack(caller)
 
 
 class Holder:

@@ -83,6 +83,7 @@ def _disown_pools() -> None:
     for pool in list(_live_pools):
         pool._is_inherited = True
         pool._loop = pool._open_loop = None
+        pool._ledger.bury()  # a lease that ends here gives nothing back
 
 
 if hasattr(os, "register_at_fork"):
@@ -183,11 +184,13 @@ class AsyncConnectionPool:
         self._query_connector = self._connector if isinstance(self._connector, QueryConnector) else None
         self._check = self._connector.check if check is None else check
         self._reset = reset
+        self._leak_threshold = leak_threshold
+        self._place_of = _holders.place_and_stack if debug else _holders.place
         self._name = name or f"pool-{next(_pool_numbers)}"
         self._ledger = Ledger(self._config, random.random)
         self._room: WaitingRoom[Slot] = WaitingRoom()
         self._waiting_tasks = _holders.WaitingTasks()
-        self._deadlock_was_logged = False
+        self._deadlock_logged_at = -1  # how many leases had been acquired by then: one more, and it is over
         self._loop: asyncio.AbstractEventLoop | None = None  # from init_pool() until everything is closed
         self._time: Callable[[], float] = _no_time  # of that loop
         self._open_loop: asyncio.AbstractEventLoop | None = None  # the same, while leases may be had
@@ -232,7 +235,7 @@ class AsyncConnectionPool:
         if self._open_loop is loop:
             return
         self._bury()
-        if self._ledger.state is not LedgerState.CLOSED:
+        if self._is_inherited or self._ledger.state is not LedgerState.CLOSED:
             raise self._unusable("init_pool()")
         self._loop = loop
         # What loop.time() calls, unless the loop has a clock of its own: every acquire asks twice.
@@ -295,7 +298,7 @@ class AsyncConnectionPool:
         """
         check_seconds("timeout", timeout)
         self._bury()
-        if self._ledger.state is LedgerState.CLOSED:
+        if not self._is_inherited and self._ledger.state is LedgerState.CLOSED:
             return self._closing.report()
         if self._loop is not asyncio.get_running_loop():
             raise self._unusable("close()")
@@ -324,7 +327,7 @@ class AsyncConnectionPool:
                 f"{self._name}: release_pool() while {leases} connection(s) are still leased and {queries} queries are "
                 "under way. Release them first, or use close(), which waits for them"
             )
-        if self._ledger.state is not LedgerState.CLOSED and self._loop is not asyncio.get_running_loop():
+        if self._is_inherited or self._loop not in (None, asyncio.get_running_loop()):
             raise self._unusable("release_pool()")
         await self.close(timeout=0)
 
@@ -454,8 +457,11 @@ class AsyncConnectionPool:
         if timeout is not UNSET:
             check_seconds("timeout", timeout)
         # Who acquires is who calls, though a task of wait_for() or gather() may do it.
-        place = _holders.place(_getframe(1), with_stack=self._config.debug)
-        return self._acquire(timeout, place, _task_that_runs())
+        try:
+            task = current_task()
+        except RuntimeError:  # no loop runs yet
+            task = None
+        return self._acquire(timeout, self._place_of(_getframe(1)), task)
 
     async def _acquire(self, timeout: float | None | Unset, place: Place, task: asyncio.Task[Any] | None) -> Lease:
         slot = self._acquire_nowait(place, task) or await self._wait_for_lease(timeout, place, task)
@@ -471,9 +477,10 @@ class AsyncConnectionPool:
         :raises LeaseError: the lease was released before, or is of another pool; nothing has changed then.
         :raises PoolException: called in another event loop than the pool was opened in; the lease is still live then.
         """
-        if self._is_elsewhere():
+        slot = self._end(conn, "release()")
+        if slot is None:
             return cast(Done, self._call_there(self.release, conn))
-        self._give_back(self._end(conn, "release()"))
+        self._give_back(slot)
         return DONE
 
     def connect(self, looped_mode: bool = False, *, timeout: float | None | Unset = UNSET) -> LeaseContext:
@@ -487,7 +494,7 @@ class AsyncConnectionPool:
         """
         if timeout is not UNSET:
             check_seconds("timeout", timeout)
-        place = _holders.place(_getframe(1), with_stack=self._config.debug)
+        place = self._place_of(_getframe(1))
         return FeedContext(self, timeout, place) if looped_mode else LeaseContext(self, timeout, place)
 
     def release_to_looped(self, conn: Lease) -> Done:
@@ -495,14 +502,13 @@ class AsyncConnectionPool:
 
         As :meth:`release`; and raises :class:`PoolException`, with the lease still live, where the feed lane is full.
         """
-        if self._is_elsewhere():
-            return cast(Done, self._call_there(self.release_to_looped, conn))
         is_leased = isinstance(conn, Lease) and conn._slot.state is LEASED
         if is_leased and self._open_loop is not None and not self._ledger.has_feed_room():
             raise self._feed_lane_full()
         slot = self._end(conn, "release_to_looped()")
+        if slot is None:
+            return cast(Done, self._call_there(self.release_to_looped, conn))
         if slot.state is LEASED and self._open_loop is not None:
-            self._deadlock_was_logged = False
             self._ledger.to_feed_lane(slot)
             self._release_feed(slot)
             self._tend()
@@ -524,8 +530,8 @@ class AsyncConnectionPool:
             order = self._ledger.lease(slot, now, is_open)
             if order is None:
                 slot.holder.begin(task or current_task(loop), now, place)
-                if self._config.leak_threshold is not None:
-                    self._watch_holder(now, self._config.leak_threshold)
+                if self._leak_threshold is not None:
+                    self._watch_holder(now, self._leak_threshold)
                 return slot
             self._carry_out(slot, order)
             if order is CHECK and self._config.check is not None:
@@ -552,8 +558,8 @@ class AsyncConnectionPool:
         slot = await self._wait_in_line(LEASE, timeout, task)
         now = self._time()
         slot.holder.begin(task, now, place)
-        if self._config.leak_threshold is not None:
-            self._watch_holder(now, self._config.leak_threshold)
+        if self._leak_threshold is not None:
+            self._watch_holder(now, self._leak_threshold)
         return slot
 
     async def _wait_in_line(self, need: Need, timeout: float | None, asker: asyncio.Task[Any] | None = None) -> Slot:
@@ -677,7 +683,8 @@ class AsyncConnectionPool:
         return self._room.waiting_for(LEASE) + min(1, self._room.waiting_for(FEED))
 
     def _look_for_deadlock(self) -> None:
-        if not self._is_deadlock() or (self._deadlock_was_logged and not self._config.debug):
+        was_logged = self._deadlock_logged_at == self._ledger.acquired_total
+        if not self._is_deadlock() or (was_logged and not self._config.debug):
             return
         held = _holders.describe((slot.holder for slot in self._ledger.slots), self._time())
         what = (
@@ -686,7 +693,7 @@ class AsyncConnectionPool:
         )
         if self._config.debug:
             raise PoolDeadlock(what)
-        self._deadlock_was_logged = True
+        self._deadlock_logged_at = self._ledger.acquired_total
         log.warning("%s", what)
 
     def _time_is_up(self, ticket: Ticket[Slot]) -> None:
@@ -735,25 +742,21 @@ class AsyncConnectionPool:
             return explained
         return error
 
-    def _end(self, lease: Lease, call: str) -> Slot:
+    def _end(self, lease: Lease, call: str) -> Slot | None:
+        """End a lease, take its slot. None where that has to be done in another thread, which runs the pool's loop."""
         if not isinstance(lease, Lease):
             raise LeaseError(f"{self._name}: {call} takes a lease that this pool's acquire() gave, not {lease!r}")
-        loop: asyncio.AbstractEventLoop | None
         try:
-            loop = get_running_loop()
+            loop: asyncio.AbstractEventLoop | None = get_running_loop()
         except RuntimeError:
-            loop = self._loop  # between two runs of it
-        if self._is_inherited or (loop is not self._loop and not lease._was_ended_by_pool):
+            if self._is_inherited:
+                raise self._unusable(call) from None
+            loop = self._loop
+            if loop is not None and loop.is_running():
+                return None
+        if loop is not self._loop and (self._is_inherited or not lease._was_ended_by_pool):
             raise self._unusable(call)
         return lease._end(self)
-
-    def _is_elsewhere(self) -> bool:
-        """Whether no event loop runs in this thread, and the pool's in another."""
-        try:
-            get_running_loop()
-        except RuntimeError:
-            return self._loop is not None and self._loop.is_running()
-        return False
 
     @staticmethod
     async def _call_there(call: Callable[[Lease], object], lease: Lease) -> None:
@@ -761,9 +764,6 @@ class AsyncConnectionPool:
 
     def _give_back(self, slot: Slot) -> None:
         """A lease has ended: its slot comes home."""
-        if self._is_inherited:
-            raise self._unusable("release()")
-        self._deadlock_was_logged = False
         if slot.state is not LEASED:
             self._release_feed(slot)
         elif self._reset is not None:
@@ -1333,7 +1333,7 @@ class AsyncConnectionPool:
 
     def _tell_leaks(self, now: float) -> float:
         """Log who holds a lease for too long. Returns when to look again."""
-        threshold = self._config.leak_threshold
+        threshold = self._leak_threshold
         if threshold is None:
             return NEVER
         # Leases of feeds may last for days.
@@ -1509,13 +1509,6 @@ class _InDeadlock(TimeoutError):
 
 
 _CALLS: Final = {LEASE: "acquire()", QUERY: "a query", FEED: "changes()"}
-
-
-def _task_that_runs() -> asyncio.Task[Any] | None:
-    try:
-        return current_task()
-    except RuntimeError:  # no loop runs in this thread
-        return None
 
 
 def _no_time() -> float:

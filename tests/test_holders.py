@@ -32,7 +32,7 @@ tasks = st.sampled_from(TASKS)
 
 def holder(task: Task | None, since: float = 0.0) -> Holder:
     holder = Holder()
-    holder.begin(task, since, place(sys._getframe(), with_stack=False))
+    holder.begin(task, since, place(sys._getframe()))
     return holder
 
 
@@ -125,7 +125,7 @@ def test_a_message_names_the_eldest_holders_and_counts_the_others() -> None:
 
 def test_a_holder_tells_the_line_of_the_acquire() -> None:
     here = Holder()
-    here.begin(None, 0, place(sys._getframe(), with_stack=False))
+    here.begin(None, 0, place(sys._getframe()))
     line = sys._getframe().f_lineno - 1
     assert here.where == f"{__file__}:{line} in test_a_holder_tells_the_line_of_the_acquire"
 
@@ -137,5 +137,5 @@ def test_a_leak_is_told_once_for_each_lease() -> None:
     assert list(leaks([slow], 20, 10)) == [slow]
     assert list(leaks([slow], 30, 10)) == []
     assert next_leak([slow], 10) == float("inf")
-    slow.begin(TASKS[0], 40, place(sys._getframe(), with_stack=False))
+    slow.begin(TASKS[0], 40, place(sys._getframe()))
     assert next_leak([slow], 10) == 50
