@@ -26,6 +26,8 @@ class Feed:
     Its queue is bounded: of more than ``queue_size`` waiting changes only the number is kept, as the server does.
     """
 
+    type_name = "STREAM"
+
     def __init__(
         self,
         table: Watched,

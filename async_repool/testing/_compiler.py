@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ._streams import Function, Steps, as_is, datum, is_true, plain
-from ._tables import Database, Missing, World, logic_error, unsupported
+from ._streams import Function, Steps, as_is, datum, function_of, is_true, plain
+from ._tables import Database, EmptyError, Missing, World, logic_error, number, unsupported
 from ._wire import COMPILE_ERROR, TERM_NAMES, TERM_NUMBERS, QueryError
 
 Scope = dict[Any, Any]
@@ -40,6 +41,7 @@ class Const:
 
 
 Code = Quick | Slow | Const
+Deferred = Function
 
 
 def run(code: Code, scope: Scope) -> Steps:
@@ -66,12 +68,18 @@ def lazily(form: Callable[[Scope], Steps], codes: Iterable[Code]) -> Code:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A term whose arguments are evaluated before it. Its signature says how many, and which options."""
+    """A term whose arguments are evaluated before it. Its signature says how many, and which options.
+
+    Those that it annotates as ``Deferred`` come to it as functions, to be evaluated when it calls them.
+    """
 
     call: Callable[..., Any]
     least: int
     most: float
     options: frozenset[str]
+    refused: frozenset[str]
+    deferred: frozenset[str]
+    places: tuple[str, ...]
     is_slow: bool
     wants_session: bool
     wants_selection: bool
@@ -93,8 +101,11 @@ OPERATIONS: dict[int, Operation] = {}
 _FORMS: dict[int, Callable[[Compiler, list[Any]], Code]] = {}
 
 
-def term(*names: str, selection: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register an operation. With ``selection`` it is given documents with their place, not their values."""
+def term(*names: str, selection: bool = False, refuses: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register an operation. With ``selection`` it is given documents with their place, not their values.
+
+    ``refuses`` names the options that the server knows and the stand-in does not.
+    """
 
     def register(call: Callable[..., Any]) -> Callable[..., Any]:
         parameters = list(inspect.signature(call).parameters.values())
@@ -105,6 +116,9 @@ def term(*names: str, selection: bool = False) -> Callable[[Callable[..., Any]],
             sum(p.default is p.empty for p in positional),
             math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional),
             frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
+            frozenset(refuses.split()),
+            frozenset(p.name for p in parameters if str(p.annotation).startswith("Deferred")),
+            tuple(p.name for p in parameters[wants_session:] if p.kind is not p.KEYWORD_ONLY),
             inspect.isgeneratorfunction(call),
             wants_session,
             selection,
@@ -147,28 +161,32 @@ class Compiler:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.names: list[Any] = []  # of the variables at this place
+        self.rows = 0  # functions around this place that have an ``r.row``
 
     def compile(self, source: Any) -> Code:
         if type(source) is dict:
             return self._object(source)
         if type(source) is not list:
-            return Const(source)
+            return Const(number(source) if type(source) in (int, float) else source)
         if not source or type(source[0]) is not int:
             raise compile_error("Expected a TermType as a NUMBER.")
-        number, args, options = (source + [[], {}][len(source) - 1 :])[:3]
-        if number in _FORMS:
-            return _FORMS[number](self, args)
-        operation = OPERATIONS.get(number)
+        number_of_term, args, options = (source + [[], {}][len(source) - 1 :])[:3]
+        if number_of_term in _FORMS:
+            return _FORMS[number_of_term](self, args)
+        operation = OPERATIONS.get(number_of_term)
         if operation is not None:
-            return self._operation(operation, args, options)
-        if number not in TERM_NAMES:
-            raise compile_error(f"Unrecognized TermType: {number}.")
-        return _fails(unsupported(f"`{TERM_NAMES[number]}`"))
+            return self._operation(TERM_NAMES[number_of_term], operation, args, options)
+        if number_of_term not in TERM_NAMES:
+            raise compile_error(f"Unrecognized TermType: {number_of_term}.")
+        return _fails(unsupported(f"`{TERM_NAMES[number_of_term]}`"))
 
     def compile_all(self, sources: Iterable[Any]) -> list[Code]:
         return [self.compile(source) for source in sources]
 
     def _object(self, source: dict[str, Any]) -> Code:
+        if source.get("$reql_type$", "TIME") not in ("TIME", "BINARY"):
+            return _fails(unsupported(f"The pseudotype `{source['$reql_type$']}`"))
         codes = {key: self.compile(value) for key, value in source.items()}
         if all(isinstance(code, Const) for code in codes.values()):
             return Const({key: code.value for key, code in codes.items() if isinstance(code, Const)})
@@ -181,13 +199,17 @@ class Compiler:
 
         return lazily(build, codes.values())
 
-    def _operation(self, operation: Operation, args: list[Any], options: dict[str, Any]) -> Code:
+    def _operation(self, term_name: str, operation: Operation, args: list[Any], options: dict[str, Any]) -> Code:
         check_count(len(args), operation.least, operation.most)
         for name in options:
-            if name not in operation.options:
+            if name not in operation.options and name not in operation.refused:
                 raise compile_error(f"Unrecognized optional argument `{name}`.")
-        codes = self.compile_all(args)
-        keywords = {name: self.compile(value) for name, value in options.items()}
+        # Where there are more arguments than places, the last place takes them all.
+        places = itertools.chain(operation.places, itertools.cycle(operation.places[-1:]))
+        codes = [
+            self._argument(source, place in operation.deferred) for place, source in zip(places, args, strict=False)
+        ]
+        keywords = {name: self._argument(source, name in operation.deferred) for name, source in options.items()}
         call = functools.partial(operation.call, self._session) if operation.wants_session else operation.call
         resolve = as_is if operation.wants_selection else plain
 
@@ -197,7 +219,11 @@ class Compiler:
                 given.append(resolve((yield from run(code, scope))))
             named = {}
             for name, code in keywords.items():
-                named[name] = plain((yield from run(code, scope)))
+                value = plain((yield from run(code, scope)))
+                if name not in operation.refused:
+                    named[name] = value
+                elif value not in (None, False):
+                    raise unsupported(f"`{term_name}` with `{name}`")
             result = call(*given, **named)
             return (yield from result) if operation.is_slow else result
 
@@ -209,6 +235,32 @@ class Compiler:
             one, two = codes
             return lambda scope: call(resolve(one(scope)), resolve(two(scope)))  # type: ignore[operator]
         return lambda scope: call(*[resolve(code(scope)) for code in codes])  # type: ignore[operator]
+
+    def _argument(self, source: Any, is_deferred: bool) -> Code:
+        code = self.compile(source)
+        if not is_deferred:
+            return code
+
+        def defer(scope: Scope) -> Function:
+            def call(*given: Any) -> Steps:
+                value = plain((yield from run(code, scope)))
+                return (yield from function_of(value).steps(*given))
+
+            return Function(call, is_slow=True, is_deterministic=is_deterministic(source))
+
+        return defer
+
+
+def is_deterministic(source: Any) -> bool:
+    """Whether a term can be proven to have the same value each time."""
+    if type(source) is dict:
+        return all(map(is_deterministic, source.values()))
+    if type(source) is not list or not source:
+        return True
+    number_of_term, args, options = (source + [[], {}][len(source) - 1 :])[:3]
+    if number_of_term == TERM_NUMBERS["TABLE"] or (number_of_term == TERM_NUMBERS["UUID"] and not args):
+        return False
+    return all(map(is_deterministic, args)) and is_deterministic(options)
 
 
 def _fails(error: QueryError) -> Code:
@@ -240,11 +292,17 @@ def _make_array(compiler: Compiler, args: list[Any]) -> Code:
 def _var(compiler: Compiler, args: list[Any]) -> Code:
     check_count(len(args), 1, 1)
     name = args[0]
+    if name not in compiler.names:
+        raise compile_error("Variable name not found.")
     return lambda scope: scope[name]
 
 
 @form("IMPLICIT_VAR")
 def _implicit_var(compiler: Compiler, args: list[Any]) -> Code:
+    if not compiler.rows:
+        raise compile_error("r.row is not defined in this context.")
+    if compiler.rows > 1:
+        raise compile_error("Cannot use r.row in nested queries.  Use functions instead.")
     return lambda scope: scope[_IMPLICIT]
 
 
@@ -252,21 +310,26 @@ def _implicit_var(compiler: Compiler, args: list[Any]) -> Code:
 def _func(compiler: Compiler, args: list[Any]) -> Code:
     check_count(len(args), 2, 2)
     names = args[0][1] if args[0] and type(args[0][0]) is int and type(args[0][-1]) is list else args[0]
+    outer = compiler.names, compiler.rows
+    compiler.names = [*compiler.names, *names]
+    compiler.rows += len(names) == 1
     body = compiler.compile(args[1])
+    compiler.names, compiler.rows = outer
+    is_pattern, has_one_value = type(args[1]) is dict, is_deterministic(args[1])
     is_slow = isinstance(body, Slow)
     evaluate: Callable[[Scope], Any] = body.start if isinstance(body, Slow) else body
 
     def make(scope: Scope) -> Function:
         def call(*given: Any) -> Any:
-            if len(given) != len(names):
+            if names and len(given) != len(names):
                 wanted, found = (f"{n} argument{'s' * (n != 1)}" for n in (len(given), len(names)))
                 raise logic_error(f"Expected function with {wanted} but found function with {found}.")
-            inner = {**scope, **dict(zip(names, given, strict=True))}
-            if given:
+            inner = {**scope, **dict(zip(names, given, strict=False))}
+            if len(given) == 1:
                 inner[_IMPLICIT] = given[0]
             return evaluate(inner)
 
-        return Function(call, is_slow)
+        return Function(call, is_slow, is_pattern, has_one_value)
 
     return make
 
@@ -314,12 +377,21 @@ def _default(compiler: Compiler, args: list[Any]) -> Code:
     tried, otherwise = compiler.compile_all(args)
 
     def attempt(scope: Scope) -> Steps:
+        missing: Missing | None = None
         try:
             value = yield from run(tried, scope)
             if plain(value) is not None:
                 return value
-        except Missing:
-            pass
-        return (yield from run(otherwise, scope))
+        except Missing as error:
+            missing = error
+        try:
+            value = yield from run(otherwise, scope)
+            if type(value) is Function:
+                value = yield from value.steps(missing and missing.message)
+        except EmptyError:
+            if missing is not None:
+                raise missing from None
+            return None
+        return value
 
     return lazily(attempt, (tried, otherwise))

@@ -11,7 +11,7 @@ from typing import Any, Final
 from . import _table_terms, _terms  # noqa: F401  (they register their operations)
 from ._changefeed import Feed
 from ._compiler import Compiler, Session, compile_error, finish, run
-from ._streams import PAUSE, Edge, Function, Order, Steps, Stream, plain, rows_of
+from ._streams import ARRAY_LIMIT, PAUSE, Edge, Function, Order, Steps, Stream, plain, rows_of
 from ._tables import Database, Table, World, logic_error, type_name, unsupported
 from ._wire import ATOM, PARTIAL, SEQUENCE
 
@@ -56,6 +56,8 @@ def query_session(world: World, options: Mapping[str, Any]) -> tuple[Session, di
         )
     if given.get("profile"):
         raise unsupported("`profile`")
+    if given.get("array_limit", ARRAY_LIMIT) != ARRAY_LIMIT:
+        raise unsupported("`array_limit`")
     return Session(world, given.get("db", "test")), given
 
 

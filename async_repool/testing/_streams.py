@@ -12,17 +12,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ._changefeed import Feed
-from ._tables import Database, Missing, Table, expect, logic_error, order_key, printed, type_name, unsupported
+from ._tables import (
+    Database,
+    EmptyError,
+    Missing,
+    Table,
+    checked_key,
+    expect,
+    logic_error,
+    order_key,
+    printed,
+    type_name,
+    unfit,
+    unsupported,
+)
 from ._wire import RESOURCE_LIMIT, RUNTIME_ERROR, QueryError
 
 PAUSE: Final = object()
 SKIP: Final = object()  # leave a row out where something is missing; or: no row
 _RAISE: Final = object()
 _STRIDE: Final = 256  # rows between two pauses
-_ARRAY_LIMIT: Final = 100_000
+ARRAY_LIMIT: Final = 100_000
 
 Rows = Iterator[Any]
 Steps = Generator[Any, None, Any]
@@ -30,17 +43,29 @@ Transform = Callable[[Rows], Rows]
 
 
 class Stream:
-    """A lazy sequence. ``table`` is set while its rows are rows of a table, and may be written to."""
+    """A lazy sequence. ``table`` is set while its rows are rows of a table, and may be written to.
 
-    __slots__ = ("rows", "table", "watch")
+    ``index`` is set while they are a slice of that index, or in its order, and nothing else has been done to them.
+    """
 
-    def __init__(self, rows: Callable[[], Rows], table: Table | None = None, watch: Watch | None = None) -> None:
+    __slots__ = ("index", "rows", "table", "watch")
+
+    def __init__(
+        self,
+        rows: Callable[[], Rows],
+        table: Table | None = None,
+        watch: Watch | None = None,
+        index: str | None = None,
+    ) -> None:
         self.rows = rows
         self.table = table
         self.watch = watch
+        self.index = index
 
     @property
     def type_name(self) -> str:
+        if self.index is not None:
+            return "TABLE_SLICE"
         return "STREAM" if self.table is None else "SELECTION<STREAM>"
 
 
@@ -64,14 +89,11 @@ class Single:
 
     table: Table
     key: Any
+    type_name: ClassVar[str] = "SELECTION<OBJECT>"
 
     @property
     def value(self) -> Any:
         return self.table.get(self.key)
-
-    @property
-    def type_name(self) -> str:
-        return "NULL" if self.value is None else "SELECTION<OBJECT>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +111,25 @@ class Edge:
 
 
 class Function:
-    """A ReQL function. A slow one answers a call with steps, a quick one with its value."""
+    """A ReQL function. A slow one answers a call with steps, a quick one with its value.
 
-    __slots__ = ("call", "is_slow")
+    One that gives a literal object is a pattern: ``filter`` compares the row with it.
+    """
+
+    __slots__ = ("call", "is_deterministic", "is_pattern", "is_slow")
     type_name = "FUNCTION"
 
-    def __init__(self, call: Callable[..., Any], is_slow: bool = False) -> None:
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        is_slow: bool = False,
+        is_pattern: bool = False,
+        is_deterministic: bool = True,
+    ) -> None:
         self.call = call
         self.is_slow = is_slow
+        self.is_pattern = is_pattern
+        self.is_deterministic = is_deterministic
 
     def steps(self, *args: Any) -> Steps:
         if self.is_slow:
@@ -126,12 +159,23 @@ def plain(value: Any) -> Any:
 
 
 def function_of(value: Any) -> Function:
-    """Functions as they are, names of fields as what gets the field, other data as what always gives it."""
+    """Functions as they are, data as what always gives it."""
     if type(value) is Function:
         return value
-    if type(value) is str:
-        return Function(lambda row: bracket(row, value))
-    return Function(lambda *_: value)
+    data = datum(value)
+    return Function(lambda *_: data, is_pattern=True)
+
+
+def getter(value: Any) -> Function:
+    """Functions as they are, names of fields as what gets the field."""
+    return value if type(value) is Function else Function(lambda row: bracket(row, value, "get_field"))
+
+
+def function(value: Any) -> Function:
+    """A function where nothing else will do."""
+    if type(value) is not Function:
+        raise unfit(value, f"Expected type FUNCTION but found {type_name(value)}.")
+    return value
 
 
 def datum(value: Any) -> Any:
@@ -161,7 +205,7 @@ def rows_of(value: Any) -> Rows:
         raise logic_error(
             "Cannot call a terminal (`reduce`, `count`, etc.) on an infinite stream (such as a changefeed)."
         )
-    raise logic_error(f"Cannot convert {type_name(value)} to SEQUENCE")
+    raise unfit(value, f"Cannot convert {type_name(value)} to SEQUENCE")
 
 
 def collect(rows: Rows) -> Steps:
@@ -169,12 +213,15 @@ def collect(rows: Rows) -> Steps:
     for row in rows:
         if row is PAUSE:
             yield row
-        elif len(result) >= _ARRAY_LIMIT:
-            message = f"Array over size limit `{_ARRAY_LIMIT}`."
-            raise QueryError(RUNTIME_ERROR, message, RESOURCE_LIMIT)
+        elif len(result) >= ARRAY_LIMIT:
+            raise array_too_long()
         else:
             result.append(row)
     return result
+
+
+def array_too_long() -> QueryError:
+    return QueryError(RUNTIME_ERROR, f"Array over size limit `{ARRAY_LIMIT}`.", RESOURCE_LIMIT)
 
 
 def fold(rows: Rows, start: Any, step: Callable[[Any, Any], Any]) -> Steps:
@@ -203,23 +250,43 @@ def through(source: Any, step: Transform, *, keeps_rows: bool = False, is_row_by
     return Stream(lambda: step(rows_of(source)), table if keeps_rows else None, watch)
 
 
-def values(function: Any, missing: Any = _RAISE) -> Transform:
+def values(make: Function, missing: Any = _RAISE) -> Transform:
     """The transform that puts a function's value in the place of each row."""
-    make = function_of(function)
-    return lambda rows: (pair if pair is PAUSE else pair[1] for pair in make.over(rows, missing))
+    return lambda rows: (pair if pair is PAUSE else datum(pair[1]) for pair in make.over(rows, missing))
 
 
-def filtered(function: Any, missing: Any = False) -> Transform:
-    test = function_of(function)
+def filtered(test: Function, default: Function | None = None) -> Transform:
+    """The transform that leaves those rows for which ``test`` holds, or, where something is missing, ``default``."""
+
+    def keeps(row: Any) -> Steps:
+        try:
+            value = plain((yield from test.call(row)) if test.is_slow else test.call(row))
+            return _matches(row, value) if test.is_pattern and type(value) is dict else is_true(value)
+        except Missing as missing:
+            if default is None:
+                return False
+            try:
+                return is_true(plain((yield from default.steps())))
+            except EmptyError:
+                raise missing from None
 
     def step(rows: Rows) -> Rows:
-        for pair in test.over(rows, missing):
-            if pair is PAUSE:
-                yield pair
-            elif is_true(pair[1]):
-                yield pair[0]
+        for row in rows:
+            if row is PAUSE or (yield from keeps(row)):
+                yield row
 
     return step
+
+
+def _matches(value: Any, pattern: dict[str, Any]) -> bool:
+    for name in sorted(pattern):
+        wanted, found = pattern[name], field(expect(value, "OBJECT"), name, "filter")
+        if type(wanted) is dict and type(found) is dict:
+            if not _matches(found, wanted):
+                return False
+        elif order_key(wanted) != order_key(found):
+            return False
+    return True
 
 
 def each(change: Callable[[Any], Any]) -> Transform:
@@ -244,32 +311,50 @@ def sliced(start: int, end: int | None) -> Transform:
     return step
 
 
-def field(value: Any, name: str, verb: str) -> Any:
-    if type(value) is dict:
-        if name not in value:
+def field(value: Any, name: Any, verb: str) -> Any:
+    if type(value) is dict and "$reql_type$" not in value:
+        if expect(name, "STRING") not in value:
             raise Missing(f"No attribute `{name}` in object:\n{printed(value)}")
         return value[name]
-    if value is None:
-        raise Missing(f"Cannot perform {verb} on a non-object non-sequence `null`.")
-    shown = f"`{printed(value)}`" if type(value) in (bool, int, float, str) else type_name(value)
-    raise logic_error(f"Cannot perform {verb} on a non-object non-sequence {shown}.")
+    raise no_object(value, verb)
+
+
+def no_object(value: Any, verb: str) -> QueryError:
+    shown = type_name(value) if type(value) in (list, dict) else f"`{printed(value)}`"
+    return unfit(value, f"Cannot perform {verb} on a non-object non-sequence {shown}.")
 
 
 def bracket(value: Any, key: Any, verb: str = "bracket") -> Any:
     """A field of one object; see ``BRACKET`` for sequences."""
-    return field(plain(value), expect(key, "STRING"), verb)
+    return field(plain(value), key, verb)
 
 
 def is_true(value: Any) -> bool:
-    return value is not None and value is not False
+    return datum(value) is not None and value is not False
 
 
 def as_is(value: Any) -> Any:
     return value
 
 
-def indexed(table: Table, name: str | None) -> list[tuple[Any, Any]]:
+def index_function(table: Table, name: Any) -> Function:
+    """What gives the key of a document in an index: that of the primary key if it is named, or none is."""
+    if name is None or name == table.primary_key:
+        return getter(table.primary_key)
+    made: Function = table.index(name)
+    return made
+
+
+def indexed(table: Table, name: Any, rows: Iterable[Any] | None = None) -> list[tuple[Any, Any]]:
     """Pairs of index key, comparable, and document, for those documents that the index holds."""
-    by = function_of(table.primary_key) if name in (None, table.primary_key) else table.index(str(name))
-    pairs = by.over(iter(list(table.documents.values())), SKIP)
-    return [(order_key(key), row) for row, key in (pair for pair in pairs if pair is not PAUSE) if key is not None]
+    documents = list(table.documents.values() if rows is None else rows)
+    pairs = (pair for pair in index_function(table, name).over(iter(documents), SKIP) if pair is not PAUSE)
+    return [(order_key(key), row) for row, key in pairs if _is_key(key)]
+
+
+def _is_key(value: Any) -> bool:
+    try:
+        checked_key(value, "Secondary")
+    except QueryError:
+        return False
+    return True

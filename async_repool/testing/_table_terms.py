@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._changefeed import Feed
-from ._compiler import Session, check_count, term
+from ._compiler import Deferred, Session, check_count, term
 from ._streams import (
     PAUSE,
     Function,
@@ -17,31 +17,38 @@ from ._streams import (
     Stream,
     Watch,
     as_is,
+    datum,
     filtered,
+    function,
     function_of,
+    getter,
     indexed,
     paced,
     plain,
     rows_of,
 )
 from ._tables import (
-    Database,
     Outcome,
     Table,
+    Unsupported,
+    checked_key,
     expect,
     logic_error,
     merged,
     op_failed,
+    option,
     order_key,
     storage_key,
     type_name,
+    unfit,
     unsupported,
+    whole,
 )
 from ._wire import ATOM_FEED, SEQUENCE_FEED, QueryError
 
 
 @term("DB")
-def _db(session: Session, name: str) -> Any:
+def _db(session: Session, name: Any) -> Any:
     return session.world.database(name)
 
 
@@ -57,25 +64,44 @@ def _db_drop(session: Session, name: Any) -> Any:
 
 @term("DB_LIST")
 def _db_list(session: Session) -> Any:
-    return sorted(session.world.databases)
+    return sorted({"rethinkdb", *session.world.databases})
 
 
 def _database(session: Session, args: tuple[Any, ...], names: int) -> tuple[Any, ...]:
     """The database, which may be left out, and the arguments after it."""
     check_count(len(args), names, names + 1)
-    return args if len(args) > names else (session.database, *args)
+    if len(args) == names:
+        return (session.database, *args)
+    return (expect(args[0], "DB"), *args[1:])
 
 
-@term("TABLE")
+def _check_durability(durability: Any) -> None:
+    option("durability", durability, None, "hard", "soft")
+
+
+@term("TABLE", refuses="use_outdated")
 def _table(session: Session, *args: Any, read_mode: Any = None, identifier_format: Any = None) -> Any:
+    option("read_mode", read_mode, None, "majority", "single", "outdated")
+    option("identifier_format", identifier_format, None, "name", "uuid")
     database, name = _database(session, args, 1)
     return database.table(name)
 
 
-@term("TABLE_CREATE")
-def _table_create(session: Session, *args: Any, primary_key: str = "id", durability: Any = None) -> Any:
+@term("TABLE_CREATE", refuses="primary_replica_tag nonvoting_replica_tags")
+def _table_create(
+    session: Session,
+    *args: Any,
+    primary_key: Any = "id",
+    durability: Any = None,
+    shards: Any = 1,
+    replicas: Any = 1,
+) -> Any:
+    _check_durability(durability)
+    for name, count in (("shards", shards), ("replicas", replicas)):
+        if type(count) is bool or count != 1:
+            raise unsupported(f"`TABLE_CREATE` with `{name}` other than 1")
     database, name = _database(session, args, 1)
-    return database.create(name, primary_key)
+    return database.create(name, expect(primary_key, "STRING"))
 
 
 @term("TABLE_DROP")
@@ -91,22 +117,25 @@ def _table_list(session: Session, *args: Any) -> Any:
 
 @term("WAIT")
 def _wait(target: Any, *, wait_for: Any = None, timeout: Any = None) -> Any:
-    return {"ready": len(target.tables) if type(target) is Database else 1}
+    return {"ready": len(expect(target, "DB").tables) if type(target) is not Table else 1}
 
 
 term("SYNC")(lambda table: {"synced": 1 if expect(table, "TABLE") else 0})
 
 
-@term("INDEX_CREATE")
-def _index_create(table: Any, name: str, function: Any = None) -> Any:
-    if name in expect(table, "TABLE").indexes or name == table.primary_key:
+@term("INDEX_CREATE", refuses="multi geo")
+def _index_create(table: Any, name: Any, by: Any = PAUSE) -> Any:
+    if expect(name, "STRING") in expect(table, "TABLE").indexes or name == table.primary_key:
         raise op_failed(f"Index `{name}` already exists on table `{table.full_name}`.")
-    table.indexes[name] = function_of(name if function is None else function)
+    made = getter(name) if by is PAUSE else function(by)
+    if not made.is_deterministic:
+        raise logic_error("Could not prove function deterministic.  Index functions must be deterministic.")
+    table.indexes[name] = made
     return {"created": 1}
 
 
 @term("INDEX_DROP")
-def _index_drop(table: Any, name: str) -> Any:
+def _index_drop(table: Any, name: Any) -> Any:
     expect(table, "TABLE").index(name)
     del table.indexes[name]
     return {"dropped": 1}
@@ -117,8 +146,9 @@ term("INDEX_LIST")(lambda table: sorted(expect(table, "TABLE").indexes))
 
 @term("INDEX_WAIT", "INDEX_STATUS")
 def _index_wait(table: Any, *names: str) -> Any:
+    expect(table, "TABLE")
     for name in names:
-        expect(table, "TABLE").index(name)
+        table.index(name)
     flags = {"geo": False, "multi": False, "outdated": False, "ready": True}
     return [{"index": name, **flags} for name in names or sorted(table.indexes)]
 
@@ -128,12 +158,18 @@ def _index_wait(table: Any, *names: str) -> Any:
 
 @term("GET")
 def _get(table: Any, key: Any) -> Any:
-    return Single(expect(table, "TABLE"), key)
+    expect(table, "TABLE")
+    checked_key(key)
+    return Single(table, key)
 
 
 @term("GET_ALL")
-def _get_all(table: Any, *keys: Any, index: str | None = None) -> Any:
+def _get_all(table: Any, *keys: Any, index: Any = None) -> Any:
     expect(table, "TABLE")
+    for key in keys:
+        if key is None:
+            raise unfit(key, "Keys cannot be NULL.")
+        checked_key(key, "Primary" if index in (None, table.primary_key) else "Secondary")
     if index in (None, table.primary_key):
         wanted = {storage_key(key) for key in keys}
         watch = Watch(table, (filtered(Function(lambda row: storage_key(row[table.primary_key]) in wanted)),))
@@ -149,27 +185,37 @@ def _between(
     lower: Any,
     upper: Any,
     *,
-    index: str | None = None,
-    left_bound: str = "closed",
-    right_bound: str = "open",
+    index: Any = None,
+    left_bound: Any = "closed",
+    right_bound: Any = "open",
 ) -> Any:
+    option("left_bound", left_bound, "open", "closed")
+    option("right_bound", right_bound, "open", "closed")
+    if lower is None or upper is None:
+        raise logic_error("Cannot use `null` in BETWEEN, use `r.minval` or `r.maxval` to denote unboundedness.")
+    if type(table) is Stream and table.index is not None:
+        raise unsupported("`BETWEEN` of a TABLE_SLICE")
     low, high = order_key(lower), order_key(upper)
 
-    def is_inside(key: Any) -> bool:
+    def is_inside(key: Any) -> Any:
         left = low < key or (left_bound == "closed" and low == key)
         right = key < high or (right_bound == "closed" and key == high)
         return left and right
 
     if index not in (None, expect(table, "TABLE").primary_key):
         table.index(index)
-    rows = Stream(lambda: paced([row for key, row in indexed(table, index) if is_inside(key)]), table)
+    rows = Stream(
+        lambda: paced([row for key, row in indexed(table, index) if is_inside(key)]),
+        table,
+        index=table.primary_key if index is None else index,
+    )
     if index in (None, table.primary_key):
         test = Function(lambda row: is_inside(order_key(row[table.primary_key])))
         rows.watch = Watch(table, (filtered(test),))
     return rows
 
 
-@term("INSERT")
+@term("INSERT", refuses="return_vals")
 def _insert(
     table: Any,
     documents: Any,
@@ -179,56 +225,73 @@ def _insert(
     durability: Any = None,
     ignore_write_hook: Any = None,
 ) -> Steps:
-    if conflict not in ("error", "replace", "update"):
-        raise unsupported("`INSERT` with this `conflict`")
-    outcome = Outcome(return_changes)
+    if type(conflict) is Function:
+        raise unsupported("`INSERT` with a function as `conflict`")
+    option("conflict", conflict, "error", "replace", "update")
+    expect(table, "TABLE")
+    outcome = _outcome(return_changes, durability, ignore_write_hook)
     for document in iter((documents,)) if type(documents) is dict else rows_of(documents):
         if document is PAUSE:
             yield document
         else:
-            expect(table, "TABLE").insert(document, conflict, outcome)
+            table.insert(document, conflict, outcome)
     return outcome.answer()
 
 
-def _rewrite(target: Any, function: Function, return_changes: Any) -> Steps:
+def _outcome(return_changes: Any, durability: Any, ignore_write_hook: Any) -> Outcome:
+    """The options that all writes have. There are no write hooks, so whether to ignore them makes no difference."""
+    _check_durability(durability)
+    if type(return_changes) is str:
+        option("return_changes", return_changes, True, False, "always")
+    return Outcome(return_changes)
+
+
+def _rewrite(verb: str, target: Any, function: Function, outcome: Outcome, non_atomic: Any = True) -> Steps:
     """Put what the function makes of each document of a selection in its place."""
+    if type(target) is list:
+        raise unsupported(f"`{verb}` of an array, which `order_by` without an index gives too,")
     table = target if type(target) is Table else getattr(target, "table", None)
     if table is None:
-        raise logic_error(f"Expected type SELECTION but found {type_name(target)}.")
-    outcome = Outcome(return_changes)
+        raise unfit(target, f"Expected type SELECTION but found {type_name(target)}.")
+    if not (function.is_deterministic or non_atomic):
+        raise logic_error("Could not prove argument deterministic.  Maybe you want to use the non_atomic flag?")
     for row in iter((target.value,)) if type(target) is Single else rows_of(target):
         if row is PAUSE:
             yield row
             continue
         old = row and table.get(row[table.primary_key])
         try:
-            new = plain((yield from function.steps(old)))
+            new = datum(plain((yield from function.steps(old))))
+        except Unsupported:
+            raise
         except QueryError as error:
             outcome.fail(error.message, old)
         else:
-            table.replace(old, new, outcome)
+            key = target.key if type(target) is Single else row[table.primary_key]
+            table.replace(storage_key(key), old, new, outcome)
     return outcome.answer()
 
 
-@term("UPDATE", selection=True)
+@term("UPDATE", selection=True, refuses="return_vals")
 def _update(
     target: Any,
-    change: Any,
+    change: Deferred,
     *,
     return_changes: Any = False,
     durability: Any = None,
     non_atomic: Any = None,
     ignore_write_hook: Any = None,
 ) -> Steps:
-    make = function_of(change)
-
     def updated(old: Any) -> Steps:
-        return None if old is None else merged(old, plain((yield from make.steps(old))))
+        new = None if old is None else datum(plain((yield from change.steps(old))))
+        return old if new is None else merged(old, new)
 
-    return (yield from _rewrite(target, Function(updated, is_slow=True), return_changes))
+    function = Function(updated, is_slow=True, is_deterministic=change.is_deterministic)
+    outcome = _outcome(return_changes, durability, ignore_write_hook)
+    return (yield from _rewrite("UPDATE", target, function, outcome, non_atomic))
 
 
-@term("REPLACE", selection=True)
+@term("REPLACE", selection=True, refuses="return_vals")
 def _replace(
     target: Any,
     change: Any,
@@ -238,36 +301,30 @@ def _replace(
     non_atomic: Any = None,
     ignore_write_hook: Any = None,
 ) -> Steps:
-    return (yield from _rewrite(target, function_of(change), return_changes))
+    outcome = _outcome(return_changes, durability, ignore_write_hook)
+    made = function_of(plain(change))
+    if type(change) is Single:
+        made.is_deterministic = False
+    return (yield from _rewrite("REPLACE", target, made, outcome, non_atomic))
 
 
-@term("DELETE", selection=True)
+@term("DELETE", selection=True, refuses="return_vals non_atomic")
 def _delete(
     target: Any, *, return_changes: Any = False, durability: Any = None, ignore_write_hook: Any = None
 ) -> Steps:
-    return (yield from _rewrite(target, Function(lambda _: None), return_changes))
+    outcome = _outcome(return_changes, durability, ignore_write_hook)
+    return (yield from _rewrite("DELETE", target, Function(lambda _: None), outcome))
 
 
-@term("CHANGES", selection=True)
+@term("CHANGES", selection=True, refuses="squash include_states include_offsets include_types")
 def _changes(
     target: Any,
     *,
     include_initial: Any = False,
     changefeed_queue_size: Any = 100_000,
-    squash: Any = False,
-    include_states: Any = False,
-    include_offsets: Any = False,
-    include_types: Any = False,
 ) -> Any:
-    refused = {
-        "squash": squash,
-        "include_states": include_states,
-        "include_offsets": include_offsets,
-        "include_types": include_types,
-    }
-    for name, value in refused.items():
-        if value:
-            raise unsupported(f"`CHANGES` with `{name}`")
+    if whole(changefeed_queue_size) < 1:
+        raise logic_error(f"Expected `changefeed_queue_size` to be at least 1 (got {changefeed_queue_size}).")
     if type(target) is Single:
         key = storage_key(target.key)
         document = (lambda: [target.value]) if include_initial else None

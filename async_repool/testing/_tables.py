@@ -7,7 +7,9 @@ whoever reads may keep what it has read.
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import re
 import uuid
 from collections.abc import Iterable
@@ -30,12 +32,21 @@ def logic_error(message: str) -> QueryError:
     return QueryError(RUNTIME_ERROR, message, QUERY_LOGIC)
 
 
+class Unsupported(QueryError):
+    """The stand-in does not know what the server would answer. Nothing catches this one: it must reach the client."""
+
+
+class EmptyError(QueryError):
+    """``r.error()`` without a message: in a default it stands for the error that the default was for."""
+
+
 def op_failed(message: str) -> QueryError:
     return QueryError(RUNTIME_ERROR, message, OP_FAILED)
 
 
 def unsupported(what: str) -> QueryError:
-    return logic_error(f"{what} is not supported by the stand-in server, which is a test double.")
+    message = f"{what} is not supported by the stand-in server, which is a test double."
+    return Unsupported(RUNTIME_ERROR, message, QUERY_LOGIC)
 
 
 _TYPE_NAMES = {
@@ -55,10 +66,37 @@ def type_name(value: Any) -> str:
     return _TYPE_NAMES.get(type(value)) or str(value.type_name)
 
 
+def unfit(value: Any, message: str) -> QueryError:
+    """The error for a value of the wrong type: for ``null`` the kind that ``default`` catches."""
+    return Missing(message) if value is None else logic_error(message)
+
+
 def expect(value: Any, *names: str) -> Any:
     if type_name(value) not in names:
-        raise logic_error(f"Expected type {names[0]} but found {type_name(value)}.")
+        raise unfit(value, f"Expected type {names[0]} but found {type_name(value)}.")
     return value
+
+
+def whole(value: Any) -> int:
+    if not math.isfinite(expect(value, "NUMBER")) or int(value) != value:
+        raise logic_error(f"Number not an integer: {value}")
+    return int(value)
+
+
+def number(value: float) -> float:
+    """A number as the server would print it: whole where it is whole, and never infinite."""
+    if type(value) is int and -(2**53) <= value <= 2**53:
+        return value
+    value = float(value)
+    if not math.isfinite(value):
+        raise logic_error(f"Non-finite number: {value}")
+    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+
+
+def option(name: str, value: Any, *known: Any) -> None:
+    """Check an option that must be one of a few values."""
+    if value not in known:
+        raise logic_error(f"Invalid `{name}` value `{value}` (options are {', '.join(f'`{one}`' for one in known)}).")
 
 
 _EDGES = {"MINVAL": "", "MAXVAL": "~"}  # below and above the names of all types
@@ -71,10 +109,14 @@ def order_key(value: Any) -> tuple[str, Any]:
         return name, tuple(map(order_key, value))
     if name == "PTYPE<TIME>":
         return name, value["epoch_time"]
+    if name == "PTYPE<BINARY>":
+        return name, base64.b64decode(value["data"])
     if name in _EDGES:
         return _EDGES[name], 0
     if type(value) is dict:
         return name, tuple((key, order_key(value[key])) for key in sorted(value))
+    if type(value) not in _TYPE_NAMES:
+        raise logic_error(f"Expected type DATUM but found {name}.")
     return name, 0 if value is None else value
 
 
@@ -83,19 +125,48 @@ def storage_key(value: Any) -> Any:
     return value if type(value) in (str, int, float) else order_key(value)
 
 
+def checked_key(value: Any, kind: str = "Primary") -> Any:
+    """The ``storage_key`` of what may be a key, or the error that says why it may not."""
+    name = type_name(value)
+    if name in ("NULL", "OBJECT"):
+        allowed = f"{kind} keys must be either a number, string, bool, pseudotype or array"
+        raise unfit(value, f"{allowed} (got type {name}):\n{printed(value)}")
+    if name == "STRING" and "\0" in value:
+        raise logic_error("A key contains a NULL byte.")
+    if name == "STRING" and kind == "Primary" and len(value.encode("utf-8", "surrogatepass")) > 127:
+        raise logic_error(f"Primary key too long (max 127 characters): {printed(value)}")
+    if name == "ARRAY":
+        for item in value:
+            if type_name(item) in ("NULL", "OBJECT"):
+                allowed = "Array keys can only contain numbers, strings, bools,  pseudotypes, or arrays"
+                raise unfit(item, f"{allowed} (got {printed(item)} of type {type_name(item)}).")
+            checked_key(item, kind)
+    return storage_key(value)
+
+
 def printed(value: Any, depth: int = 0) -> str:
     """A value as the server prints it into its error messages."""
-    if type(value) is dict:
-        indent = "\t" * (depth + 1)
+    if type(value) in (dict, list) and value:
+        indent = "\n" + "\t" * (depth + 1)
+        if type(value) is list:
+            return "[" + ",".join(indent + printed(item, depth + 1) for item in value) + indent[:-1] + "]"
         fields = (f"{indent}{json.dumps(key)}:\t{printed(value[key], depth + 1)}" for key in sorted(value))
-        return "{\n" + ",\n".join(fields) + ("\n" if value else "") + "\t" * depth + "}"
-    if type(value) is list:
-        return "[" + ", ".join(printed(item, depth + 1) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+        return "{" + ",".join(fields) + indent[:-1] + "}"
+    return json.dumps(value, ensure_ascii=False) if type(value) in _TYPE_NAMES else type_name(value)
+
+
+def _has_edge(value: Any) -> bool:
+    if type(value) in (list, dict):
+        return any(map(_has_edge, value.values() if type(value) is dict else value))
+    return type(value) not in _TYPE_NAMES
 
 
 def merged(left: Any, right: Any) -> Any:
-    if type(left) is not dict or type(right) is not dict or "$reql_type$" in right:
+    if type(left) is not dict or type(right) is not dict or not left:
+        return right
+    if "$reql_type$" in left or "$reql_type$" in right:
+        if type_name(left) != type_name(right) and "PTYPE<BINARY>" not in (type_name(left), type_name(right)):
+            raise logic_error(f"Cannot merge objects of type `{type_name(left)}` and `{type_name(right)}`.")
         return right
     return left | {key: merged(left.get(key), value) for key, value in right.items()}
 
@@ -107,31 +178,25 @@ class Outcome:
         self._counts = dict.fromkeys(("deleted", "errors", "inserted", "replaced", "skipped", "unchanged"), 0)
         self._extra: Document = {}
         self._return_changes = return_changes
-        if return_changes:
-            self._extra["changes"] = []
 
     def add(self, what: str, old: Any = None, new: Any = None) -> None:
         self._counts[what] += 1
-        is_change = what in ("deleted", "inserted", "replaced")
-        if self._return_changes and (is_change or self._return_changes == "always"):
-            self._extra["changes"].append({"new_val": new, "old_val": old})
+        self._note({"new_val": new, "old_val": old}, what in ("deleted", "inserted", "replaced"))
 
-    def fail(self, message: str, old: Any = None) -> None:
-        self.add("errors", old, old)
+    def fail(self, message: str, old: Any = None, *, is_told: bool = False) -> None:
+        """An error, which ``always`` finds among the changes too; with ``is_told`` every ``return_changes`` does."""
+        self._counts["errors"] += 1
         self._extra.setdefault("first_error", message)
+        self._note({"error": message, "new_val": old, "old_val": old}, is_told)
+
+    def _note(self, change: Document, is_told: bool) -> None:
+        if self._return_changes:
+            changes = self._extra.setdefault("changes", [])
+            if is_told or self._return_changes == "always":
+                changes.append(change)
 
     def generated(self, key: str) -> None:
         self._extra.setdefault("generated_keys", []).append(key)
-
-    def include(self, answer: Document) -> None:
-        """Add the answer of another write, as ``for_each`` does."""
-        for name, value in answer.items():
-            if name in self._counts:
-                self._counts[name] += value
-            elif name in ("changes", "generated_keys"):
-                self._extra.setdefault(name, []).extend(value)
-            else:
-                self._extra.setdefault(name, value)
 
     def answer(self) -> Document:
         return {**self._counts, **self._extra}
@@ -164,21 +229,25 @@ class Table:
     def get(self, key: Any) -> Document | None:
         return self.documents.get(storage_key(key))
 
-    def index(self, name: str) -> Any:
-        if name not in self.indexes:
+    def index(self, name: Any) -> Any:
+        if expect(name, "STRING") not in self.indexes:
             raise op_failed(f"Index `{name}` was not found on table `{self.full_name}`.")
         return self.indexes[name]
 
     def insert(self, document: Any, conflict: str, outcome: Outcome) -> None:
-        if type_name(document) != "OBJECT":
-            raise logic_error(f"Expected type OBJECT but found {type_name(document)}.")
+        if type(document) is not dict:
+            outcome.fail(f"Expected type OBJECT but found {type_name(document)}.", is_told=True)
+            return
+        if _has_edge(document):
+            outcome.fail("`r.minval` and `r.maxval` cannot be written to disk.", is_told=True)
+            return
         if self.primary_key not in document:
             document = document | {self.primary_key: str(uuid.uuid4())}
             outcome.generated(document[self.primary_key])
         try:
             key = self._key_of(document)
         except QueryError as error:
-            outcome.fail(error.message)
+            outcome.fail(error.message, is_told=True)
             return
         old = self.documents.get(key)
         if old is None:
@@ -187,20 +256,25 @@ class Table:
         elif conflict == "error":
             outcome.fail(f"Duplicate primary key `{self.primary_key}`:\n{printed(old)}\n{printed(document)}", old)
         else:
-            self.replace(old, merged(old, document) if conflict == "update" else document, outcome)
+            try:
+                new = merged(old, document) if conflict == "update" else document
+            except QueryError as error:
+                outcome.fail(error.message, old)
+                return
+            self.replace(key, old, new, outcome)
 
-    def replace(self, old: Document | None, new: Any, outcome: Outcome) -> None:
-        """Put ``new`` in the place of ``old``. ``None`` is no document: to insert, or to delete."""
+    def replace(self, key: Any, old: Document | None, new: Any, outcome: Outcome) -> None:
+        """Put ``new`` in the place of ``old``, at ``key``. ``None`` is no document: to insert, or to delete."""
         if old is None and new is None:
             outcome.add("skipped")
             return
         if new is None:
             assert old is not None
-            self._put(self._key_of(old), old, None)
+            self._put(key, old, None)
             outcome.add("deleted", old, None)
             return
         try:
-            key = self._checked_key(old, new)
+            self._check(key, old, new)
         except QueryError as error:
             outcome.fail(error.message, old)
             return
@@ -212,23 +286,19 @@ class Table:
             self._put(key, old, new)
             outcome.add("replaced", old, new)
 
-    def _checked_key(self, old: Document | None, new: Any) -> Any:
+    def _check(self, key: Any, old: Document | None, new: Any) -> None:
         if type_name(new) != "OBJECT":
             raise logic_error(f"Inserted value must be an OBJECT (got {type_name(new)}):\n{printed(new)}")
         if self.primary_key not in new:
             raise logic_error(f"Inserted object must have primary key `{self.primary_key}`:\n{printed(new)}")
-        key = self._key_of(new)
-        if old is not None and key != self._key_of(old):
-            change = f"`{printed(old)}` -> `{printed(new)}`"
-            raise logic_error(f"Primary key `{self.primary_key}` cannot be changed ({change}).")
-        return key
+        if _has_edge(new):
+            raise logic_error("`r.minval` and `r.maxval` cannot be written to disk.")
+        if key != self._key_of(new):
+            change = f"`{printed(old)}` -> `{printed(new)}`" if old else f"null -> {printed(new)}"
+            raise logic_error(f"Primary key `{self.primary_key}` cannot be changed ({change})" + "." * bool(old))
 
     def _key_of(self, document: Document) -> Any:
-        value = document[self.primary_key]
-        if type_name(value) in ("NULL", "OBJECT"):
-            allowed = "Primary keys must be either a number, string, bool, pseudotype or array"
-            raise logic_error(f"{allowed} (got type {type_name(value)}):\n{printed(value)}")
-        return storage_key(value)
+        return checked_key(document[self.primary_key])
 
     def _put(self, key: Any, old: Document | None, new: Document | None) -> None:
         if new is None:
@@ -249,7 +319,8 @@ class Database:
         self.tables: dict[str, Table] = {}
         self.config = {"id": str(uuid.uuid4()), "name": name}
 
-    def table(self, name: str) -> Table:
+    def table(self, name: Any) -> Table:
+        _check_name("Table", name)
         if name not in self.tables:
             raise op_failed(f"Table `{self.name}.{name}` does not exist.")
         return self.tables[name]
@@ -274,14 +345,17 @@ class World:
     def __init__(self) -> None:
         self.databases = {"test": Database("test")}
 
-    def database(self, name: str) -> Database:
+    def database(self, name: Any) -> Database:
+        _check_name("Database", name)
+        if name == "rethinkdb":
+            raise unsupported("The system database `rethinkdb`")
         if name not in self.databases:
             raise op_failed(f"Database `{name}` does not exist.")
         return self.databases[name]
 
     def create(self, name: str) -> Document:
         _check_name("Database", name)
-        if name in self.databases:
+        if name in ("rethinkdb", *self.databases):
             raise op_failed(f"Database `{name}` already exists.")
         database = self.databases[name] = Database(name)
         return {"config_changes": [{"new_val": database.config, "old_val": None}], "dbs_created": 1}
@@ -304,7 +378,5 @@ def _abort_feeds(tables: Iterable[Table]) -> None:
 
 
 def _check_name(what: str, name: Any) -> None:
-    if type(name) is not str:
-        raise logic_error(f"Expected type STRING but found {type_name(name)}.")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", expect(name, "STRING")):
         raise logic_error(f"{what} name `{name}` invalid (Use A-Z, a-z, 0-9, _ and - only).")

@@ -82,7 +82,12 @@ class QueryError(Exception):
         return answer
 
 
-_encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+def _no_json(value: Any) -> Any:
+    name = {"MINVAL": "`r.minval`", "MAXVAL": "`r.maxval`"}.get(value.type_name, value.type_name)
+    raise QueryError(RUNTIME_ERROR, f"Cannot convert {name} to JSON.", QUERY_LOGIC)
+
+
+_encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_no_json).encode
 
 
 def pack_answer(token: int, answer: Mapping[str, Any]) -> bytes:

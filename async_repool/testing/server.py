@@ -17,7 +17,7 @@ from ._changefeed import Feed
 from ._endpoint import ClientConnection, Endpoint
 from ._evaluator import answers, query_session
 from ._streams import PAUSE, Steps
-from ._tables import World, type_name
+from ._tables import World, number, type_name
 from ._wire import ATOM, CLIENT_ERROR, PARTIAL, QueryError
 from .faults import Faults
 
@@ -174,7 +174,8 @@ class _Session(ClientConnection):
         session, given = query_session(self.server.world, options)
         self.server.queries_total += 1
         if type(query[1]) not in (list, dict) and not options:
-            self.answer(token, {"t": ATOM, "r": [query[1]]})  # nothing to evaluate
+            value = number(query[1]) if type(query[1]) in (int, float) else query[1]
+            self.answer(token, {"t": ATOM, "r": [value]})  # nothing to evaluate
             return
         batch_rows = max(1, int(given.get("max_batch_rows", _BATCH_ROWS)))
         rows = answers(session, query[1], batch_rows)
@@ -205,8 +206,8 @@ class _Session(ClientConnection):
             return
         try:
             packed = _wire.pack_answer(token, answer)
-        except (TypeError, ValueError) as error:  # something in it has no JSON
-            packed = _wire.pack_answer(token, _own_failure(error))
+        except QueryError as error:  # something in it has no JSON
+            packed = _wire.pack_answer(token, error.as_answer())
         message = (packed, True)
         if self._outbox is None:
             self.send([message])
