@@ -38,10 +38,11 @@ class Holder:
     Holds the task weakly, which it would keep alive.
     """
 
-    __slots__ = ("_code", "_instruction", "_stack", "_task", "since", "told_of")
+    __slots__ = ("_asker", "_code", "_instruction", "_stack", "_task", "since", "told_of")
 
     def __init__(self) -> None:
         self._task: ref[Any] | None = None
+        self._asker: ref[Any] | None = None  # who had that task acquire; None where it did by itself
         self._code: CodeType | None = None
         self._instruction = 0
         self.since = 0.0
@@ -50,12 +51,13 @@ class Holder:
 
     def hand_over(self, now: float) -> None:
         """The lease is for a task that was woken, but has not run yet: until it begins, nobody holds it."""
-        self._task = self._code = None
+        self._task = self._asker = self._code = None
         self.since = now
 
-    def begin(self, task: Any, now: float, place: Place) -> None:
-        """A lease begins: of this task, from now on, asked for at this place."""
+    def begin(self, task: Any, now: float, place: Place, asker: Any = None) -> None:
+        """A lease begins: of this task, from now on, asked for at this place; on behalf of ``asker``, if of any."""
         self._task = None if task is None else ref(task)
+        self._asker = None if asker is None else ref(asker)
         self.since = now
         self._code, self._instruction, self._stack = place
 
@@ -75,26 +77,23 @@ class Holder:
 
     def describe(self, now: float) -> str:
         """One line; with the stack of the acquire below it, where that was kept."""
-        task = self.task
-        name = "a task that is gone" if task is None else task.get_name()
+        asker = self.task if self._asker is None else self._asker()
+        name = "a task that is gone" if asker is None else asker.get_name()
         line = f"{name}, for {now - self.since:.1f} s, acquired at {self.where}"
         return line if self._stack is None else f"{line}\n{''.join(self._stack.format())}".rstrip()
 
     def stack_now(self) -> str:
         """Where its task is now, innermost call last."""
-        task = self.task
+        task = self.task if self._asker is None else self._asker()
         if task is None:
             return "its task is gone"
         lines = [f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" for frame in _awaited(task)]
         return "\n".join(lines) or "its task has ended"
 
 
-def innermost_code(task: Any) -> CodeType | None:
-    """The code that a task is in, which others may await."""
-    code = None
-    for frame in _awaited(task):
-        code = frame.f_code
-    return code
+def innermost_frame(task: Any) -> FrameType | None:
+    """Where a task is that waits, of all that awaits what."""
+    return next(reversed(list(_awaited(task))), None)
 
 
 def _awaited(task: Any) -> Iterator[FrameType]:

@@ -17,7 +17,7 @@ from enum import Enum, StrEnum
 from itertools import chain
 from typing import Any, Final
 
-from ._backoff import Backoff, Random, expiry
+from ._backoff import LONGEST_DELAY, Backoff, Random, expiry
 from .config import PoolConfig
 
 NEVER: Final = float("inf")
@@ -26,7 +26,7 @@ PROBATION_SECONDS: Final = 1.0
 """A new connection that dies within this time, before its first lease, counts as one that could not be opened."""
 
 FORGET_SECONDS: Final = 60.0
-"""An outage during which nothing had to be opened for so long is forgotten."""
+"""An outage during which nothing had to be opened for so long, and for ``reconnect_timeout``, is forgotten."""
 
 CROWDED: Final = 2
 """Queries on each shared connection from which on another one is opened, where there is room. An idle one is shared
@@ -196,6 +196,7 @@ class Ledger:
         self.backoff = Backoff(random)
         self._is_outage_told = False  # has_outage_lasted was said
         self._unwanted_since = NEVER  # in an outage: since when nothing is to be opened
+        self._is_old_news = False  # nothing was to be opened for a while, and no opening has failed since
         self._check_after = float("-inf") if config.check else config.check_idle or NEVER  # seconds of being idle
 
         self.is_hopeless = False  # the last opening failed in a way that trying again cannot mend
@@ -783,6 +784,8 @@ class Ledger:
         """Whether the outage has lasted reconnect_timeout, which is said once; and when it will have."""
         if self._is_outage_told or self._config.reconnect_timeout is None or self.backoff.since is None:
             return False, NEVER
+        if self._is_old_news:
+            return False, NEVER  # the next failure tells
         told_at = self.backoff.since + self._config.reconnect_timeout
         self._is_outage_told = now >= told_at
         return self._is_outage_told, NEVER if self._is_outage_told else told_at
@@ -795,7 +798,7 @@ class Ledger:
 
     def _end_outage(self) -> None:
         self.backoff.succeeded()
-        self._is_outage_told = False
+        self._is_outage_told = self._is_old_news = False
         self._unwanted_since = NEVER
 
     def _prove_survivors(self, now: float) -> float:
@@ -813,6 +816,7 @@ class Ledger:
 
     def _note_failure(self, now: float) -> None:
         self.connect_failures_total += 1
+        self._is_old_news = False
         self.backoff.failed(now)
 
     def _note_attempts(self, now: float, is_wanted: bool) -> bool:
@@ -823,8 +827,11 @@ class Ledger:
         if not is_wanted and not is_opening:
             self._unwanted_since = min(self._unwanted_since, now)
         else:
-            if self._unwanted_since + FORGET_SECONDS < now:
+            pause = now - self._unwanted_since
+            if pause > max(FORGET_SECONDS, self._config.reconnect_timeout or 0):
                 self._end_outage()
+            elif pause > LONGEST_DELAY:
+                self._is_old_news = True
             self._unwanted_since = NEVER
         return is_opening
 

@@ -12,10 +12,12 @@ line.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import logging
 import os
 import random
+import sys
 import warnings
 import weakref
 from asyncio import current_task, get_running_loop
@@ -24,7 +26,7 @@ from functools import partial
 from sys import _getframe
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, TypeVar, cast
 
 from . import _holders
 from ._holders import Place
@@ -67,6 +69,17 @@ CANCEL_SECONDS: Final = 1.0
 
 log = logging.getLogger("async_repool")
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _coroutine_function(function: _F) -> _F:
+    """Mark a function that returns a coroutine as one that may be awaited, for those who ask before they call."""
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(function)
+    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return function
+
+
 _pool_numbers = itertools.count(1)
 
 
@@ -76,7 +89,7 @@ _live_pools: weakref.WeakSet[AsyncConnectionPool] = weakref.WeakSet()
 
 
 # A task that nobody holds is collected together with the pool, and asyncio complains.
-_housekeepers: set[asyncio.Task[None]] = set()
+_housekeepers: set[asyncio.Task[None] | None] = set()
 
 
 def _disown_pools() -> None:
@@ -244,6 +257,7 @@ class AsyncConnectionPool:
         generation = self._generation
         _live_pools.add(self)
         self._was_open = False
+        self._deadlock_logged_at = -1
         self._closing = _Closing(0.0, 0, 0)
         self._bell, self._wake_at = asyncio.Event(), NEVER
         self._leases_home = asyncio.Event()
@@ -327,6 +341,7 @@ class AsyncConnectionPool:
                 f"{self._name}: release_pool() while {leases} connection(s) are still leased and {queries} queries are "
                 "under way. Release them first, or use close(), which waits for them"
             )
+        self._bury()
         if self._is_inherited or self._loop not in (None, asyncio.get_running_loop()):
             raise self._unusable("release_pool()")
         await self.close(timeout=0)
@@ -370,6 +385,7 @@ class AsyncConnectionPool:
         for tasks in (self._tasks, self._opening, self._preparing, self._reading, self._callbacks):
             tasks.clear()
         self._trailing.clear()
+        _housekeepers.discard(self._housekeeper)
         self._housekeeper = self._loop = self._open_loop = None
         _live_pools.discard(self)
 
@@ -434,12 +450,14 @@ class AsyncConnectionPool:
         work = partial(_abandon, self._connector, connections, self._housekeeper)
         loop = self._loop
         if loop is None or loop.is_closed():
+            _housekeepers.discard(self._housekeeper)
             _abandon(self._connector, connections, None)
         else:
             loop.call_soon_threadsafe(work)  # the collector may run in any thread
 
     # ---- acquire and release
 
+    @_coroutine_function
     def acquire(self, timeout: float | None | Unset = UNSET) -> Coroutine[Any, Any, Lease]:
         """Lease a connection; give it back with :meth:`release`.
 
@@ -463,8 +481,16 @@ class AsyncConnectionPool:
             task = None
         return self._acquire(timeout, self._place_of(_getframe(1)), task)
 
-    async def _acquire(self, timeout: float | None | Unset, place: Place, task: asyncio.Task[Any] | None) -> Lease:
-        slot = self._acquire_nowait(place, task) or await self._wait_for_lease(timeout, place, task)
+    async def _acquire(self, timeout: float | None | Unset, place: Place, asker: asyncio.Task[Any] | None) -> Lease:
+        task = current_task()
+        if asker is not task and asker is not None and task is not None:
+            if getattr(task.get_coro(), "cr_code", None) is not _ACQUIRE:
+                asker = None  # it gave the work to a task that goes on with the lease
+            elif _waits_for(asker, task):
+                task = asker
+        if asker is task:
+            asker = None
+        slot = self._acquire_nowait(place, task, asker) or await self._wait_for_lease(timeout, place, task, asker)
         return Lease(self, slot)
 
     def release(self, conn: Lease) -> Done:
@@ -516,7 +542,9 @@ class AsyncConnectionPool:
             self._give_back(slot)
         return DONE
 
-    def _acquire_nowait(self, place: Place, task: asyncio.Task[Any] | None = None) -> Slot | None:
+    def _acquire_nowait(
+        self, place: Place, task: asyncio.Task[Any] | None = None, asker: asyncio.Task[Any] | None = None
+    ) -> Slot | None:
         """An idle slot, leased to the task, or the one that runs; None if the caller has to wait in line."""
         loop = get_running_loop()
         if loop is not self._open_loop:
@@ -529,7 +557,7 @@ class AsyncConnectionPool:
                 is_open = self._is_open(slot)
             order = self._ledger.lease(slot, now, is_open)
             if order is None:
-                slot.holder.begin(task or current_task(loop), now, place)
+                slot.holder.begin(task or current_task(loop), now, place, asker)
                 if self._leak_threshold is not None:
                     self._watch_holder(now, self._leak_threshold)
                 return slot
@@ -551,18 +579,22 @@ class AsyncConnectionPool:
             self._close_slot(slot, order)
 
     async def _wait_for_lease(
-        self, timeout: float | None | Unset, place: Place, task: asyncio.Task[Any] | None = None
+        self,
+        timeout: float | None | Unset,
+        place: Place,
+        task: asyncio.Task[Any] | None = None,
+        asker: asyncio.Task[Any] | None = None,
     ) -> Slot:
-        task = task or asyncio.current_task()
+        task = task or current_task()
         timeout = self._config.acquire_timeout if isinstance(timeout, Unset) else timeout
         slot = await self._wait_in_line(LEASE, timeout, task)
         now = self._time()
-        slot.holder.begin(task, now, place)
+        slot.holder.begin(task, now, place, asker)
         if self._leak_threshold is not None:
             self._watch_holder(now, self._leak_threshold)
         return slot
 
-    async def _wait_in_line(self, need: Need, timeout: float | None, asker: asyncio.Task[Any] | None = None) -> Slot:
+    async def _wait_in_line(self, need: Need, timeout: float | None, task: asyncio.Task[Any] | None = None) -> Slot:
         """A slot that serves the need, after waiting for up to ``timeout`` seconds."""
         room = self._room
         if self._config.max_waiting and not self._ledger.admits(self._leases_wanted(), room.waiting_for(QUERY)):
@@ -572,9 +604,7 @@ class AsyncConnectionPool:
                 f"already ({self._situation()})"
             )
         began = self._time()
-        task = current_task()
-        if asker is not task and asker is not None and _holders.innermost_code(asker) is asyncio.wait_for.__code__:
-            task = asker  # it waits for the task that runs
+        task = task or current_task()
         ticket: Ticket[Slot] = room.join(need)
         # Not asyncio.timeout(), which costs three times as much: the timer does not cancel the task, it takes the
         # ticket out of the line, so there is nothing to win at the last moment.
@@ -754,6 +784,8 @@ class AsyncConnectionPool:
             loop = self._loop
             if loop is not None and loop.is_running():
                 return None
+            if loop is not None and loop.is_closed():
+                raise self._unusable(call) from None
         if loop is not self._loop and (self._is_inherited or not lease._was_ended_by_pool):
             raise self._unusable(call)
         return lease._end(self)
@@ -1201,7 +1233,7 @@ class AsyncConnectionPool:
 
     def _open_failed(self, slot: Slot, error: BaseException) -> None:
         is_hopeless = isinstance(error, ConnectFailed) and error.is_permanent
-        if not self._outage_was_logged and self._ledger.state is LedgerState.OPEN:
+        if not (self._outage_was_logged and self._ledger.is_outage) and self._ledger.state is LedgerState.OPEN:
             self._outage_was_logged = True
             log.warning("%s: cannot connect to %s: %s", self._name, self._connector.endpoint, _describe(error))
         self._last_failure = error
@@ -1508,7 +1540,15 @@ class _InDeadlock(TimeoutError):
     """The time of a caller in a deadlock was up."""
 
 
+_ACQUIRE: Final = AsyncConnectionPool._acquire.__code__
+
 _CALLS: Final = {LEASE: "acquire()", QUERY: "a query", FEED: "changes()"}
+
+
+def _waits_for(task: asyncio.Task[Any], other: asyncio.Task[Any] | None) -> bool:
+    """Whether a task is in a ``wait_for()`` that has the other do its work, as that of Python 3.11 does."""
+    frame = _holders.innermost_frame(task)
+    return frame is not None and frame.f_code is asyncio.wait_for.__code__ and frame.f_locals.get("fut") is other
 
 
 def _no_time() -> float:
@@ -1538,22 +1578,25 @@ async def _call(hook: Hook, connector: Connector, connection: Any, timeout: floa
     waits for a frozen server before it does, must not keep the slot.
     """
     work = asyncio.ensure_future(hook(connection))
+    work.add_done_callback(_look_at_outcome)  # whatever becomes of this task
     try:
         await asyncio.wait([work], timeout=timeout)
         if work.done():
+            error = None if work.cancelled() else work.exception()
+            if error is not None and not isinstance(error, Exception):  # it has left the event loop already
+                raise RuntimeError(f"the hook raised {error!r}")
             work.result()
             return
     finally:
         if not work.done():
             work.cancel()
-            work.add_done_callback(_ignore_outcome)
             await asyncio.wait([work], timeout=CANCEL_SECONDS)
             if not work.done():
                 connector.abort(connection)  # whatever it still awaits on it fails now
     raise TimeoutError
 
 
-def _ignore_outcome(work: asyncio.Future[Any]) -> None:
+def _look_at_outcome(work: asyncio.Future[Any]) -> None:
     if not work.cancelled():
         work.exception()
 

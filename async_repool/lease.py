@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Generator
 from functools import wraps
-from inspect import ismethod
+from inspect import iscoroutinefunction, ismethod
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -28,10 +28,10 @@ class Owner(Protocol):
 
     # `place` is the pool's note of where the lease was asked for.
 
-    def _acquire_nowait(self, place: Any, task: Any = None) -> Slot | None:
-        """An idle slot, leased to the task, or the one that runs; None if the caller has to wait in line."""
+    def _acquire_nowait(self, place: Any) -> Slot | None:
+        """An idle slot, leased to the task that runs; None if the caller has to wait in line."""
 
-    async def _wait_for_lease(self, timeout: float | None | Unset, place: Any, task: Any = None) -> Slot:
+    async def _wait_for_lease(self, timeout: float | None | Unset, place: Any) -> Slot:
         """A leased slot, after waiting."""
 
     async def _acquire_feed(self, timeout: float | None | Unset, place: Any) -> Slot:
@@ -91,11 +91,16 @@ class Lease:
             options.setdefault("db", self._db)
         return connection._start(term, **options)
 
-    async def reconnect(self, noreply_wait: bool = True, timeout: float | None = None) -> Lease:
-        """Close the connection and open it again; the lease goes on with it. Waits, raises and is cancelled as the
-        connection's own.
+    def is_open(self) -> bool:
+        """Whether the connection is open, as far as is known here."""
+        is_open: bool = self._live("is_open()").is_open()
+        return is_open
+
+    async def reconnect(self, *arguments: Any, **options: Any) -> Lease:
+        """Close the connection and open it again; the lease goes on with it. Takes what the connection's own takes, and
+        waits, raises and is cancelled as that.
         """
-        await self._live("reconnect()").reconnect(noreply_wait, timeout)
+        await self._live("reconnect()").reconnect(*arguments, **options)
         return self
 
     def repl(self) -> Any:
@@ -109,13 +114,13 @@ class Lease:
         if not ismethod(value) or value.__self__ is not self._connection:
             return value
 
-        @wraps(value)
-        def of_this_lease(*arguments: Any, **options: Any) -> Any:
-            """A method that is kept is as dead as the lease is."""
-            result = getattr(self._live(f"{name}()"), name)(*arguments, **options)
-            return self if result is self._connection else result
+        def method(*arguments: Any, **options: Any) -> Any:  # one that is kept is as dead as the lease is
+            return getattr(self._live(f"{name}()"), name)(*arguments, **options)
 
-        return of_this_lease
+        async def async_method(*arguments: Any, **options: Any) -> Any:
+            return await method(*arguments, **options)
+
+        return wraps(value)(async_method if iscoroutinefunction(value) else method)
 
     async def __aenter__(self) -> Lease:
         self._live("async with")

@@ -469,6 +469,7 @@ class _Wire(_Reader):
         self._swallowed: dict[int, int] = {}  # forgotten: frames owed, at least one
         self._noreply_sent = 0
         self._noreply_done = 0  # of these, how many a NOREPLY_WAIT has covered
+        self._is_inherited = False  # over a fork
         self._reason: str | None = None  # why no query may be sent any more; None while open
         self._cause: BaseException | None = None
         self.lost_reason: str | None = None  # the same, if nobody here asked for it
@@ -803,7 +804,7 @@ class _Wire(_Reader):
             except BaseException:
                 self.abort()
                 raise
-        elif not self._loop.is_closed():
+        elif not (self._is_inherited or self._loop.is_closed()):
             await self._ended.wait()
 
     async def _wait_noreply(self, token: int) -> None:
@@ -813,13 +814,16 @@ class _Wire(_Reader):
         await future
 
     def disown(self) -> None:
-        """In a child of fork(), which shares the socket with its parent: nothing may be sent here."""
+        """In a child of fork(), which shares socket and selector with its parent: nothing may be done with either."""
+        self._is_inherited = True
         self._reason = "Connection is closed (it was inherited over fork(), and belongs to the parent)."
         self._out.clear()
         self._blocked.clear()
 
     def abort(self) -> None:
         """End the connection now; the socket goes in the next turn of the loop. Never raises."""
+        if self._is_inherited:
+            return
         self._settle("Connection is closed (aborted).", None)
         self._lost_callbacks.clear()
         try:
@@ -1127,7 +1131,7 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         self._server_id: str | None = None  # as the first check() found it
         self._instance: _Wire | None = None
         self._lost_callbacks: tuple[Callable[[], None], ...] = ()
-        self._aborts = 0  # how often it was aborted
+        self._ends = 0  # how often it was closed or aborted
 
     @property
     def endpoint(self) -> str:
@@ -1198,14 +1202,14 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         if not self._instance.is_open():
             raise self._instance.closed_error(was_sent=False)
 
-    async def _open(self, timeout: float, aborts: int = 0) -> None:
+    async def _open(self, timeout: float, ends: int = 0) -> None:
         """Connect and log in within ``timeout`` seconds, or raise ReqlDriverError. If cancelled, leaves nothing. Where
-        it was aborted oftener than ``aborts`` times, it remains so.
+        it was ended oftener than ``ends`` times, it remains so.
         """
         transport, sock = await self._dialer.open(timeout)
-        if self._aborts != aborts:
+        if self._ends != ends:
             transport.abort()
-            raise ReqlDriverError("Connection is closed (it was aborted while it was opened).")
+            raise ReqlDriverError("Connection is closed (that was asked for while it was opened).")
         if self._instance is not None:
             self._instance.abort()  # another task may have been faster
         self._instance = _Wire(self, transport, sock)
@@ -1214,17 +1218,22 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
 
     async def reconnect(self, noreply_wait: bool = True, timeout: float | None = None) -> RethinkDBConnection:
         """Close, then connect again within ``timeout`` seconds (``None``: as long as the first time)."""
-        aborts = self._aborts
-        await self.close(noreply_wait)
-        await self._open(self.connect_timeout if timeout is None else timeout, aborts)
+        ends = self._ends
+        await self._close(noreply_wait)
+        await self._open(self.connect_timeout if timeout is None else timeout, ends)
         return self
 
     async def close(self, noreply_wait: bool = True) -> None:
         """End the connection; queries and cursors that still run get an error.
 
         With ``noreply_wait`` waits until the server has done the ``noreply`` queries, if there are any: for ever on a
-        server that is frozen, so bound it. If interrupted, the connection is aborted. May be called twice.
+        server that is frozen, so bound it. If interrupted, the connection is aborted. May be called twice. A
+        :meth:`reconnect` that is under way fails.
         """
+        self._ends += 1
+        await self._close(noreply_wait)
+
+    async def _close(self, noreply_wait: bool) -> None:
         if self._instance is not None:
             await self._instance.close(noreply_wait, self._new_token())
 
@@ -1232,7 +1241,7 @@ class RethinkDBConnection(net_asyncio.Connection):  # type: ignore[misc]
         """End the connection now, without waiting; a :meth:`reconnect` that is under way fails. Never raises; may be
         called twice.
         """
-        self._aborts += 1
+        self._ends += 1
         if self._instance is not None:
             self._instance.abort()
 
