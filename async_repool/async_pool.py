@@ -335,13 +335,13 @@ class AsyncConnectionPool:
 
         Otherwise raises :class:`PoolException` saying how many, and changes nothing.
         """
+        self._bury()
         leases, queries = self._ledger.leases, self._ledger.queries
         if leases or queries:
             raise PoolException(
                 f"{self._name}: release_pool() while {leases} connection(s) are still leased and {queries} queries are "
                 "under way. Release them first, or use close(), which waits for them"
             )
-        self._bury()
         if self._is_inherited or self._loop not in (None, asyncio.get_running_loop()):
             raise self._unusable("release_pool()")
         await self.close(timeout=0)

@@ -479,18 +479,21 @@ async def test_a_connection_that_is_lost_after_it_was_reconnected_is_replaced(ar
             assert await R.expr(1).run(conn) == 1
 
 
-async def test_a_connection_that_is_being_reconnected_is_closed_with_its_pool(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("looped_mode", [False, True])
+async def test_a_connection_that_is_being_reconnected_is_closed_with_its_pool(
+    arguments: dict[str, Any], looped_mode: bool
+) -> None:
     async with (
         FaultProxy(arguments["host"], arguments["port"]) as proxy,
         AsyncConnectionPool(arguments | {"host": proxy.host, "port": proxy.port}, 1) as pool,
     ):
-        conn = await pool.acquire()
-        proxy.faults.delay = 0.05
-        reconnecting = asyncio.create_task(conn.reconnect())
-        await asyncio.sleep(0.06)
-        await pool.close(timeout=0)
-        with pytest.raises(ReqlDriverError):
-            await reconnecting
+        async with pool.connect(looped_mode) as conn:
+            proxy.faults.delay = 0.05
+            reconnecting = asyncio.create_task(conn.reconnect())
+            await asyncio.sleep(0.06)
+            await pool.close(timeout=0)
+            with pytest.raises(ReqlDriverError):
+                await reconnecting
         async with asyncio.timeout(5):
             while proxy.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -528,6 +531,8 @@ async def test_a_child_of_a_fork_cannot_send_on_a_connection_that_its_parent_use
             try:
                 with pytest.raises(ReqlDriverError, match=r"inherited over fork\(\)"):
                     asyncio.run(R.expr("a" * 100_000).run(lease))  # so long that it is sent at once
+                asyncio.run(lease.close())
+                lease.abort()
                 status = 0
             finally:
                 os._exit(status)

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from pool_kit import acquire_soon, open_pool, turn
@@ -1114,6 +1115,54 @@ def test_leases_may_be_released_between_two_runs_of_the_event_loop(release: str)
     loop.close()
 
 
+async def is_well(connection: Any) -> None:
+    await asyncio.sleep(0)
+
+
+async def close(pool: AsyncConnectionPool) -> None:
+    await pool.close()
+
+
+def forget(pools: list[AsyncConnectionPool]) -> None:
+    pools.clear()
+    gc.collect()
+
+
+def stop_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(turn())
+
+
+@pytest.mark.parametrize("options", [{}, {"reset": is_well}, {"max_idle": 1, "min_size": 0}], ids=str)
+def test_a_lease_cannot_be_released_when_the_loop_is_closed(options: dict[str, Any]) -> None:
+    connector = ScriptedConnector()
+    pool = AsyncConnectionPool(connector, 1, name="main", **options)
+    loop = virtual_clock.VirtualClockLoop()
+    loop.run_until_complete(pool.init_pool())
+    lease = loop.run_until_complete(pool.acquire())
+    stop_tasks(loop)
+    loop.close()
+    with pytest.raises(PoolException, match=r"main: release\(\) outside the event loop"):
+        pool.release(lease)
+    virtual_clock.run(pool.release_pool() if options else close(pool))
+    connector.assert_nothing_left()
+
+
+def test_a_forgotten_pool_keeps_no_loop_that_was_closed() -> None:
+    former = []
+    for _ in range(3):
+        pools = [AsyncConnectionPool(ScriptedConnector(), 1)]
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(pools[0].init_pool())
+        stop_tasks(loop)
+        loop.close()
+        former.append(weakref.ref(loop))
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            forget(pools)
+    assert [ref() for ref in former[:2]] == [None, None]  # asyncio itself keeps the last one that ran
+
+
 @pytest.mark.parametrize("release", ["release", "release_to_looped"])
 def test_another_thread_has_the_loop_of_the_pool_release_a_lease(release: str) -> None:
     async def main() -> None:
@@ -1122,7 +1171,9 @@ def test_another_thread_has_the_loop_of_the_pool_release_a_lease(release: str) -
             loop = asyncio.get_running_loop()
 
             def in_another_thread() -> None:
-                asyncio.run_coroutine_threadsafe(getattr(pool, release)(lease), loop).result(5)
+                releasing = getattr(pool, release)(lease)
+                assert pool.stats().leased == 1, "it is no work for this thread"
+                asyncio.run_coroutine_threadsafe(releasing, loop).result(5)
 
             await asyncio.to_thread(in_another_thread)
             assert pool.stats().leased == 0
@@ -1257,6 +1308,12 @@ def test_every_option_of_the_configuration_is_an_argument_of_the_pool_with_the_s
     assert {name: argument.default for name, argument in arguments.items()} == {
         name: option.default for name, option in options.items()
     }
+
+
+async def test_acquire_passes_for_a_coroutine_function_to_those_who_mock_it() -> None:
+    pool = create_autospec(AsyncConnectionPool, instance=True)
+    pool.acquire.return_value = "a lease"
+    assert await pool.acquire() == "a lease"
 
 
 def test_positional_arguments_are_those_of_1_0_1() -> None:
