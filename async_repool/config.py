@@ -98,7 +98,9 @@ class PoolConfig:
     """How long a lease may be held before that is logged, once, with its holder's stack. None: for ever."""
 
     debug: bool = False
-    """Keep the stack of every acquire, and raise ``PoolDeadlock`` at once instead of logging it. Slower."""
+    """Keep the stack of every acquire, and raise ``PoolDeadlock`` at once instead of logging it. Slower; and not for
+    leases that one task acquires and another releases, which count for the one that acquired them.
+    """
 
     name: str | None = None
     """Shown in repr, logs, errors and metrics. None: ``pool-1``, ``pool-2``, …"""
