@@ -702,7 +702,9 @@ class Ledger:
         wanted = self._wanted(for_callers)
         wake_at = min(surplus_at, ping_at, proven_at)
         has_outage_lasted = False
-        is_opening = self.is_outage and self._note_attempts(now, is_wanted=wanted > 0)
+        is_opening = self.is_outage and any(slot.state is CONNECTING and slot.connection is None for slot in self.slots)
+        if self.is_outage:
+            self._note_attempts(now, is_attempted=wanted > 0 or is_opening)
         if self.is_outage and wanted > 0:
             has_outage_lasted, told_at = self._tell_outage(now)
             wake_at = min(wake_at, told_at)
@@ -819,21 +821,19 @@ class Ledger:
         self._is_old_news = False
         self.backoff.failed(now)
 
-    def _note_attempts(self, now: float, is_wanted: bool) -> bool:
-        """Whether an opening is under way in an outage. Where none was for long, because the connections that there are
-        were enough, the outage is forgotten: it may have been over since.
+    def _note_attempts(self, now: float, *, is_attempted: bool) -> None:
+        """Note whether anything is to be opened in an outage. Where nothing was for long, because the connections that
+        there are were enough, the outage is forgotten: it may have been over since.
         """
-        is_opening = any(slot.state is CONNECTING and slot.connection is None for slot in self.slots)
-        if not is_wanted and not is_opening:
+        if not is_attempted:
             self._unwanted_since = min(self._unwanted_since, now)
-        else:
-            pause = now - self._unwanted_since
-            if pause > max(FORGET_SECONDS, self._config.reconnect_timeout or 0):
-                self._end_outage()
-            elif pause > LONGEST_DELAY:
-                self._is_old_news = True
-            self._unwanted_since = NEVER
-        return is_opening
+            return
+        pause = now - self._unwanted_since
+        self._unwanted_since = NEVER
+        if pause > max(FORGET_SECONDS, self._config.reconnect_timeout or 0):
+            self._end_outage()
+        elif pause > LONGEST_DELAY:
+            self._is_old_news = True
 
     # ---- steps that keep the counts
 

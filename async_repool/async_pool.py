@@ -29,7 +29,6 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, NoReturn, TypeVar, cast
 
 from . import _holders
-from ._holders import Place
 from ._ledger import CHECK, NEVER, Check, CloseReason, Ledger, LedgerState, Refusal, Slot, SlotState
 from ._waiting_room import Need, Ticket, WaitingRoom
 from .config import UNSET, Hook, PoolConfig, Unset, check_seconds
@@ -481,7 +480,9 @@ class AsyncConnectionPool:
             task = None
         return self._acquire(timeout, self._place_of(_getframe(1)), task)
 
-    async def _acquire(self, timeout: float | None | Unset, place: Place, asker: asyncio.Task[Any] | None) -> Lease:
+    async def _acquire(
+        self, timeout: float | None | Unset, place: _holders.Place, asker: asyncio.Task[Any] | None
+    ) -> Lease:
         task = current_task()
         if asker is not task and asker is not None and task is not None:
             if getattr(task.get_coro(), "cr_code", None) is not _ACQUIRE:
@@ -543,7 +544,7 @@ class AsyncConnectionPool:
         return DONE
 
     def _acquire_nowait(
-        self, place: Place, task: asyncio.Task[Any] | None = None, asker: asyncio.Task[Any] | None = None
+        self, place: _holders.Place, task: asyncio.Task[Any] | None = None, asker: asyncio.Task[Any] | None = None
     ) -> Slot | None:
         """An idle slot, leased to the task, or the one that runs; None if the caller has to wait in line."""
         loop = get_running_loop()
@@ -581,7 +582,7 @@ class AsyncConnectionPool:
     async def _wait_for_lease(
         self,
         timeout: float | None | Unset,
-        place: Place,
+        place: _holders.Place,
         task: asyncio.Task[Any] | None = None,
         asker: asyncio.Task[Any] | None = None,
     ) -> Slot:
@@ -737,7 +738,7 @@ class AsyncConnectionPool:
         holders = (slot.holder for slot in self._ledger.slots)
         return self._ledger.is_leased_out and _holders.is_deadlock(holders, self._waiting_tasks)
 
-    def _holders(self) -> Iterator[_holders.Holder]:
+    def _all_holders(self) -> Iterator[_holders.Holder]:
         """Of the leases that are out."""
         return (slot.holder for slot in self._ledger.leased_slots())
 
@@ -758,7 +759,7 @@ class AsyncConnectionPool:
                     )
                 if isinstance(error, _InDeadlock):
                     advice = "It is a deadlock: each is held by a task that itself waits for one"
-                held = _holders.describe(self._holders(), now)
+                held = _holders.describe(self._all_holders(), now)
                 explained = PoolTimeout(f"{asked} ({self._situation()}). {advice}.{held and ' Leased to:'}{held}")
                 explained.__cause__ = None
                 return explained
@@ -851,7 +852,7 @@ class AsyncConnectionPool:
         else:
             self._come_home(slot, reason)
 
-    async def _acquire_feed(self, timeout: float | None | Unset, place: Place) -> Slot:
+    async def _acquire_feed(self, timeout: float | None | Unset, place: _holders.Place) -> Slot:
         if not self._ledger.has_feed_room():
             raise self._feed_lane_full()
         slot = self._acquire_nowait(place) or await self._wait_for_lease(timeout, place)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import ssl
 import uuid
 from collections.abc import AsyncIterator
@@ -449,6 +450,20 @@ async def test_a_frozen_server_slows_the_pool_and_does_not_hang_it() -> None:
             async with asyncio.timeout(5):
                 await pool.close(timeout=0.2)
         server.faults.thaw()
+
+
+async def test_an_opening_that_runs_out_of_time_tells_how_far_it_came_and_what_to_check() -> None:
+    async with StandInServer() as server:
+        server.faults.mute()
+        pool = AsyncConnectionPool({"host": server.host, "port": server.port}, name="main", connect_timeout=0.05)
+        with pytest.raises(ConnectFailed) as caught:
+            await pool.init_pool()
+    text = str(caught.value)
+    assert re.search(r"no answer while logging in, after 0\.\d\d of 0\.05 s\. Is this RethinkDB's driver port", text), (
+        text
+    )
+    assert "(`ssl`)? All are closed; init_pool() may be called again" in text
+    assert isinstance(caught.value.__cause__, TimeoutError)
 
 
 # ---- what else the driver's connection has

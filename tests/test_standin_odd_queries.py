@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from rethinkdb import RethinkDB
 from rethinkdb.errors import (
     ReqlError,
     ReqlNonExistenceError,
@@ -19,15 +18,13 @@ from rethinkdb.errors import (
     ReqlServerCompileError,
     ReqlUserError,
 )
+from standin_kit import T, connection_with_rows, r, value_of
 from wire_client import COMPILE_ERROR, WireClient, query
 
 from async_repool.testing import StandInServer
 from async_repool.testing._compiler import OPERATIONS
 from async_repool.testing._wire import TERM_NUMBERS
 
-r = RethinkDB()
-r.set_loop_type("asyncio")
-T = r.table("t")
 ROWS = [{"id": 1, "a": 1}, {"id": 2, "a": 2}, {"id": 3}]
 NESTED = {"a": 1, "n": {"b": 1, "c": None}, "l": [{"b": 1}, {"c": 2}, 3]}
 MIXED = [1, "a", None, True, {}, [], 1.5]
@@ -36,18 +33,9 @@ L = r.expr([1, 2, 3])
 
 @pytest.fixture
 async def conn() -> AsyncIterator[Any]:
-    async with StandInServer() as server:
-        conn = await r.connect(server.host, server.port)
-        await r.table_create("t").run(conn)
-        await T.insert(ROWS).run(conn)
+    async with connection_with_rows(ROWS) as conn:
         await T.index_create("a").run(conn)
         yield conn
-        await conn.close(False)
-
-
-async def value_of(term: Any, conn: Any) -> Any:
-    value = await term.run(conn)
-    return [row async for row in value] if hasattr(value, "fetch_next") else value
 
 
 def _shown(value: Any) -> str:

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from rethinkdb import RethinkDB
 from rethinkdb.errors import ReqlError
+from standin_kit import T, connection_with_rows, r, value_of
 from wire_client import WireClient
 
 from async_repool.testing import StandInServer
@@ -79,25 +79,13 @@ def test_it_answers_as_rethinkdb_did_or_says_that_it_does_not_know_the_term(
 
 # --- beyond what was recorded: terms by the official driver, with the values that RethinkDB's documentation gives -----
 
-r = RethinkDB()
-r.set_loop_type("asyncio")
-T = r.table("t")
 ROWS = [{"id": 1, "v": 10, "in": {"a": 1, "b": 2}}, {"id": 2, "v": 20}, {"id": 3, "v": 30, "in": {"a": 3}}]
 
 
 @pytest.fixture
 async def conn() -> AsyncIterator[Any]:
-    async with StandInServer() as server:
-        conn = await r.connect(server.host, server.port)
-        await r.table_create("t").run(conn)
-        await T.insert(ROWS).run(conn)
+    async with connection_with_rows(ROWS) as conn:
         yield conn
-        await conn.close(False)
-
-
-async def value_of(term: Any, conn: Any) -> Any:
-    value = await term.run(conn)
-    return [row async for row in value] if hasattr(value, "fetch_next") else value
 
 
 @pytest.mark.parametrize(
