@@ -28,6 +28,10 @@ from rethinkdb.errors import (
     ReqlServerCompileError,
     ReqlTimeoutError,
 )
+
+from async_repool.connectors import rethinkdb as module
+from async_repool.connectors.rethinkdb import R, RethinkDBConnection, RethinkDBConnector, RethinkDBCursor
+from async_repool.testing import StandInServer
 from scripted_server import (
     ATOM,
     CLIENT_ERROR,
@@ -49,10 +53,6 @@ from scripted_server import (
     linked,
     pack,
 )
-
-from async_repool.connectors import rethinkdb as module
-from async_repool.connectors.rethinkdb import R, RethinkDBConnection, RethinkDBConnector, RethinkDBCursor
-from async_repool.testing import StandInServer
 
 plain_r = RethinkDB()
 plain_r.set_loop_type("asyncio")

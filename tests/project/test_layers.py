@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "async_repool"
+from paths import PACKAGE
+
 NOTHING: set[str] = set()
 
 # Module: what it may import of the package, and of the rest of the world beside the standard library.

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import pathlib
 import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +14,9 @@ from typing import Any
 import pytest
 from rethinkdb import RethinkDB
 from rethinkdb.errors import ReqlAuthError, ReqlOpFailedError, ReqlQueryLogicError
+
+from async_repool.testing import StandInServer
+from paths import DATA
 from wire_client import (
     ADD,
     BRACKET,
@@ -44,9 +46,7 @@ from wire_client import (
     squares,
 )
 
-from async_repool.testing import StandInServer
-
-CERTIFICATE = pathlib.Path(__file__).parent / "data" / "localhost.pem"
+CERTIFICATE = DATA / "localhost.pem"
 T = [TABLE, [[DB, ["test"]], "t"]]
 STOPPED = {"t": 2, "r": []}
 

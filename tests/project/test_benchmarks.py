@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 import pytest
 import rethinkdb
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 Run = tuple[subprocess.CompletedProcess[str], dict[str, Any]]

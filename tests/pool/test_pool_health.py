@@ -12,12 +12,12 @@ import sys
 from typing import Any
 
 import pytest
-from pool_kit import now, open_pool, turn
 
 from async_repool import AsyncConnectionPool, ConnectFailed, PoolDeadlock, PoolException, PoolTimeout
 from async_repool.stats import CloseReport
 from async_repool.testing import virtual_clock
 from async_repool.testing.scripted import ScriptedConnector, error, never, ok, slow
+from pool_kit import now, open_pool, turn
 
 pytestmark = pytest.mark.virtual_time
 

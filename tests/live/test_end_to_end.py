@@ -10,7 +10,6 @@ import re
 import ssl
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +19,9 @@ from rethinkdb.errors import ReqlAuthError, ReqlDriverError, ReqlNonExistenceErr
 
 from async_repool import AsyncConnectionPool, ConnectFailed, LeaseError, PoolTimeout, R
 from async_repool.testing import FaultProxy, StandInServer
+from paths import DATA
 
-CERTIFICATE = Path(__file__).parent / "data/localhost.pem"
+CERTIFICATE = DATA / "localhost.pem"
 
 
 @pytest.fixture

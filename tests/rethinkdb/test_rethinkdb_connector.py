@@ -21,15 +21,16 @@ from urllib.parse import quote
 import pytest
 from rethinkdb.errors import ReqlAuthError, ReqlDriverError, ReqlError
 from rethinkdb.net import Connection
-from scripted_server import NOREPLY_WAIT, SERVER_INFO, SERVER_INFO_ANSWER, WAIT_COMPLETE, ScriptedServer
 
 from async_repool.connectors import Connector
 from async_repool.connectors import rethinkdb as module
 from async_repool.connectors.rethinkdb import R, RethinkDBConnection, RethinkDBConnector
 from async_repool.errors import ConnectFailed
 from async_repool.testing import StandInServer
+from paths import DATA
+from scripted_server import NOREPLY_WAIT, SERVER_INFO, SERVER_INFO_ANSWER, WAIT_COMPLETE, ScriptedServer
 
-CERTIFICATE = pathlib.Path(__file__).parent / "data" / "localhost.pem"
+CERTIFICATE = DATA / "localhost.pem"
 SECRET = "t0p/s3cret"
 
 

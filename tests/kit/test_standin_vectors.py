@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pathlib
 import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from rethinkdb.errors import ReqlError
+
+from async_repool.testing import StandInServer
+from paths import DATA
 from standin_kit import T, connection_with_rows, r, value_of
 from wire_client import WireClient
 
-from async_repool.testing import StandInServer
-
 Answers = list[dict[str, Any]]
-LINES = (pathlib.Path(__file__).parent / "data" / "vectors.jsonl").read_text().splitlines()
+LINES = (DATA / "vectors.jsonl").read_text().splitlines()
 VECTORS: list[dict[str, Any]] = [json.loads(line) for line in LINES]
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

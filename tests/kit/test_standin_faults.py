@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pathlib
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 import pytest
 from rethinkdb import RethinkDB
 from rethinkdb.errors import ReqlDriverError
-from wire_client import WireClient, query, squares
 
 from async_repool.testing import Fault, FaultProxy, Faults, StandInServer
+from paths import DATA
+from wire_client import WireClient, query, squares
 
-CERTIFICATE = pathlib.Path(__file__).parent / "data" / "localhost.pem"
+CERTIFICATE = DATA / "localhost.pem"
 
 r = RethinkDB()
 r.set_loop_type("asyncio")

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from pool_kit import now, open_pool, turn
 
 from async_repool import (
     AsyncConnectionPool,
@@ -23,6 +22,7 @@ from async_repool import (
 )
 from async_repool.testing import virtual_clock
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, never, ok, slow
+from pool_kit import now, open_pool, turn
 
 pytestmark = pytest.mark.virtual_time
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from async_repool import AsyncConnectionPool
 from async_repool.config import PoolConfig
+from paths import ROOT
 
-README = (Path(__file__).parent.parent / "README.rst").read_text(encoding="utf-8")
+README = (ROOT / "README.rst").read_text(encoding="utf-8")
 OPTIONS = {name: option.default for name, option in inspect.signature(PoolConfig).parameters.items()}
 PUBLIC = {name: member for name, member in vars(AsyncConnectionPool).items() if not name.startswith("_")}
 PROPERTIES = {name for name, member in PUBLIC.items() if isinstance(member, property)}

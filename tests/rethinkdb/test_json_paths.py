@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +16,10 @@ from rethinkdb.ast import ReQLDecoder, ReQLEncoder
 from rethinkdb.net import Query, Response
 
 from async_repool.connectors.rethinkdb import R, RethinkDBConnection
+from paths import DATA
 
 START = 1
-LINES = (pathlib.Path(__file__).parent / "data" / "vectors.jsonl").read_text().splitlines()
+LINES = (DATA / "vectors.jsonl").read_text().splitlines()
 VECTORS: list[dict[str, Any]] = [json.loads(line) for line in LINES]
 
 

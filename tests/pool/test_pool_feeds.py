@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from pool_kit import acquire_soon, now, open_pool, run_soon, turn
 
 from async_repool import (
     AsyncConnectionPool,
@@ -40,6 +39,7 @@ from async_repool.testing.scripted import (
     slow,
 )
 from async_repool.testing.virtual_clock import cancel_at_every_step
+from pool_kit import acquire_soon, now, open_pool, run_soon, turn
 
 pytestmark = pytest.mark.virtual_time
 

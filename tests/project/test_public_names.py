@@ -12,8 +12,7 @@ import rethinkdb
 
 import async_repool
 from async_repool import async_pool
-
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
 
 
 def test_the_public_names_are_these() -> None:
@@ -69,7 +68,15 @@ def test_all_public_names_have_documentation() -> None:
 
 def test_a_program_that_uses_the_types_passes_the_type_checker(tmp_path: Path) -> None:
     checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(ROOT / "tests/typing_example.py")],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--cache-dir",
+            str(tmp_path),
+            str(ROOT / "tests/project/typing_example.py"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -21,6 +21,12 @@ from rethinkdb.errors import (
     ReqlRuntimeError,
     ReqlServerCompileError,
 )
+
+from async_repool.connectors import QueryConnector, Stream
+from async_repool.connectors import rethinkdb as module
+from async_repool.connectors.rethinkdb import R, RethinkDBConnection, RethinkDBConnector, RethinkDBStream
+from async_repool.errors import ConnectionLost, NotSent
+from async_repool.testing import SampleQueries, check_connector
 from scripted_server import (
     ATOM,
     CONNECTOR,
@@ -37,12 +43,6 @@ from scripted_server import (
     linked,
     pack,
 )
-
-from async_repool.connectors import QueryConnector, Stream
-from async_repool.connectors import rethinkdb as module
-from async_repool.connectors.rethinkdb import R, RethinkDBConnection, RethinkDBConnector, RethinkDBStream
-from async_repool.errors import ConnectionLost, NotSent
-from async_repool.testing import SampleQueries, check_connector
 
 SEQUENCE_FEED, ATOM_FEED, ORDER_BY_LIMIT_FEED, UNIONED_FEED, INCLUDES_STATES = 1, 2, 3, 4, 5
 

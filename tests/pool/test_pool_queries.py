@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from pool_kit import acquire_soon, now, open_pool, run_soon, turn
 
 from async_repool import (
     AsyncConnectionPool,
@@ -28,6 +27,7 @@ from async_repool import (
 from async_repool.errors import ConnectionLost, NotSent, QueryTimeout
 from async_repool.testing import virtual_clock
 from async_repool.testing.scripted import Behaviour, ScriptedConnection, ScriptedConnector, error, never, ok, slow
+from pool_kit import acquire_soon, now, open_pool, run_soon, turn
 
 pytestmark = pytest.mark.virtual_time
 

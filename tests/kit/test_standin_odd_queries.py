@@ -18,12 +18,12 @@ from rethinkdb.errors import (
     ReqlServerCompileError,
     ReqlUserError,
 )
-from standin_kit import T, connection_with_rows, r, value_of
-from wire_client import COMPILE_ERROR, WireClient, query
 
 from async_repool.testing import StandInServer
 from async_repool.testing._compiler import OPERATIONS
 from async_repool.testing._wire import TERM_NUMBERS
+from standin_kit import T, connection_with_rows, r, value_of
+from wire_client import COMPILE_ERROR, WireClient, query
 
 ROWS = [{"id": 1, "a": 1}, {"id": 2, "a": 2}, {"id": 3}]
 NESTED = {"a": 1, "n": {"b": 1, "c": None}, "l": [{"b": 1}, {"c": 2}, 3]}

@@ -12,10 +12,10 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
-from wire_client import WireClient
 
 from async_repool.testing import StandInServer
 from async_repool.testing.__main__ import main, serve
+from wire_client import WireClient
 
 LINE = re.compile(r"stand-in server \(a test double, not RethinkDB\) listening on 127\.0\.0\.1:(\d+)\n")
 

@@ -14,7 +14,6 @@ from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
-from pool_kit import acquire_soon, open_pool, turn
 
 from async_repool import (
     AsyncConnectionPool,
@@ -29,6 +28,7 @@ from async_repool import (
 from async_repool.config import PoolConfig
 from async_repool.testing import virtual_clock
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, never, ok, slow
+from pool_kit import acquire_soon, open_pool, turn
 
 pytestmark = pytest.mark.virtual_time
 
