@@ -1,329 +1,26 @@
-"""Cancellation at every step, and the fault matrix: whatever fails and whoever is cancelled, nothing is lost.
-
-After each run every invariant of the pool holds, whoever came beside the cancelled one was answered rightly, a fresh
-user is served, the whole capacity is there, and nothing is left when the pool is closed.
-"""
+"""Queries, streams and feeds cancelled at every step: nobody else is disturbed, and nothing is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import pytest
 
-from async_repool import AsyncConnectionPool, ConnectFailed, FeedGap, PoolClosed, PoolException, PoolTimeout
+from async_repool import AsyncConnectionPool, FeedGap, PoolClosed, PoolTimeout
 from async_repool.connectors import Stream
 from async_repool.errors import ConnectionLost, FeedLaneFull, NotSent, QueryTimeout
 from async_repool.streams import Feed
-from async_repool.testing.scripted import Behaviour, ScriptedConnector, error, feed, never, ok, slow
+from async_repool.testing.scripted import ScriptedConnector, error, feed, never, ok, slow
 from async_repool.testing.virtual_clock import cancel_at_every_step
+from cancellation_kit import Others, Refused, hook, later, lose, survives
 
-Use = Callable[[AsyncConnectionPool, ScriptedConnector], Awaitable[None]]
-
-
-class Others:
-    """Users beside the one that is cancelled. Whatever becomes of that one, each of them ends as it should."""
-
-    def __init__(self) -> None:
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def come(self, *visits: Coroutine[Any, Any, None]) -> None:
-        self._tasks += [asyncio.create_task(visit) for visit in visits]
-
-    async def have_been_served(self) -> None:
-        tasks, self._tasks = self._tasks, []
-        async with asyncio.timeout(1000):
-            for task in tasks:
-                await task
-
-
-@pytest.fixture(autouse=True)
-def repeatable() -> Iterator[None]:
-    """Pauses are drawn from the common generator: the same in every run."""
-    state = random.getstate()
-    random.seed(1)
-    yield
-    random.setstate(state)
-
-
-def survives(
-    use: Use,
-    connector: Callable[[], ScriptedConnector] = ScriptedConnector,
-    *,
-    is_closed: bool = False,
-    others: Others | None = None,
-    **options: Any,
-) -> int:
-    """Cancel the opening of a pool and its ``use`` at each step; returns at how many.
-
-    The pool stays open afterwards, so that no close hides what was lost; except where the use itself closes it.
-    """
-    made: list[tuple[AsyncConnectionPool, ScriptedConnector]] = []
-    opened: list[AsyncConnectionPool] = []
-
-    async def scenario() -> None:
-        this = connector()
-        pool = AsyncConnectionPool(this, name="main", **options)
-        made.append((pool, this))
-        await pool.init_pool()
-        opened.append(pool)
-        await use(pool, this)
-
-    async def after() -> None:
-        if not made:
-            return  # cancelled before its first step
-        pool, this = made[-1]
-        if pool not in opened:
-            this.assert_nothing_left()
-            return
-        for verb in (this.connects, this.checks, this.closes, this.queries):
-            verb.always(ok())
-        await asyncio.sleep(100)  # every bounded wait is over
-        if is_closed:
-            await pool.close()
-        if others is not None:
-            await others.have_been_served()
-        if is_closed:
-            this.assert_nothing_left()
-        if repr(pool).endswith("closed>"):
-            await pool.init_pool()
-        assert this.open_streams == [], "a stream was left open"
-        assert (this.queries.in_progress, this.streams.in_progress) == (0, 0), "a query goes on that nobody waits for"
-        await all_capacity_is_there(pool)
-        await pool.close()
-        this.assert_nothing_left()
-
-    return cancel_at_every_step(scenario, after=after)
-
-
-async def all_capacity_is_there(pool: AsyncConnectionPool) -> None:
-    stats = pool.stats()
-    assert (stats.leased, stats.waiting, stats.connecting, stats.closing) == (0, 0, 0, 0), stats
-    assert (stats.shared, stats.queries_in_flight, stats.queries_waiting) == (0, 0, 0), stats
-    assert (stats.feeds, stats.changefeeds, stats.retired) == (0, 0, 0), stats
-    leases = [await pool.acquire(timeout=60) for _ in range(stats.max_size)]
-    assert all(lease.is_open() for lease in leases)
-    assert len({lease.number for lease in leases}) == stats.max_size
-    assert pool.stats().size == stats.max_size
-    for lease in leases:
-        pool.release(lease)
-
-
-# ---- every path of acquire
-
-
-async def idle(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    async with pool.connect() as lease:
-        await lease._start("term")
-
-
-async def grown(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    async with pool.connect():
-        connector.connects.then(slow(3))
-        async with pool.connect() as lease:
-            await lease._start("term")
-
-
-async def waited(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    async def user() -> None:
-        async with pool.connect():
-            await asyncio.sleep(1)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(6):
-            group.create_task(user())
-
-
-async def replaced(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    for connection in connector.open_connections:
-        connector.drop(connection, is_told=False)
-    async with pool.connect() as lease:
-        connector.drop(connector.open_connections[0])
-        await asyncio.sleep(0)
-        assert lease
-    async with pool.connect() as lease:
-        await lease._start("term")
-
-
-async def expired(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    await asyncio.sleep(5000)
-    connector.closes.then(slow(1))
-    async with pool.connect() as lease:
-        await lease._start("term")
-
-
-async def closed_by_its_user(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    async with pool.connect() as lease:
-        await lease.close()
-    async with pool.connect() as lease:
-        await lease._start("term")
-
-
-async def timed_out(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    async with pool.connect(), pool.connect():
-        with contextlib.suppress(TimeoutError):
-            await pool.acquire(timeout=2)
-
-
-async def drained(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    connector.closes.always(slow(1))
-    async with pool.connect():
-        await pool.drain()
-    async with pool.connect() as lease:
-        await lease._start("term")
-
-
-async def leased_feed(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    async with pool.connect(looped_mode=True) as lease:
-        cursor = connector.connections[lease.number - 1].open_stream()
-        asyncio.get_running_loop().call_later(50, cursor.end)
-        async with pool.connect():
-            await asyncio.sleep(1)
-
-
-async def cursor_outlives_its_lease(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    async with pool.connect() as lease:
-        cursor = connector.connections[lease.number - 1].open_stream()
-        asyncio.get_running_loop().call_later(30, cursor.end)
-    await pool.drain()
-    async with pool.connect() as lease:
-        await lease._start("term")
-
-
-async def outage(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    connector.connects.always(error(OSError("down")))
-    for connection in connector.open_connections:
-        connector.drop(connection)
-    await asyncio.sleep(0.5)
-    asyncio.get_running_loop().call_later(5, connector.connects.always, ok())
-    with contextlib.suppress(ConnectFailed):  # where nobody knew of the outage before
-        async with pool.connect(timeout=30) as lease:
-            await lease._start("term")
-
-
-async def checked(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    await asyncio.sleep(100)  # longer than check_idle
-    connector.checks.then(slow(1), error(OSError("gone")))
-    async with pool.connect() as lease:
-        await lease._start("term")
-
-
-async def housekept(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    leases = [await pool.acquire() for _ in range(2)]
-    for lease in leases:
-        pool.release(lease)
-    connector.checks.always(slow(1, error(OSError("gone"))))
-    await asyncio.sleep(2000)  # pings, shrinking, refilling
-
-
-async def closing(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    connector.closes.then(slow(1), never())
-    lease = await pool.acquire()
-    asyncio.get_running_loop().call_later(2, pool.release, lease)
-    await pool.close(timeout=1)
-
-
-async def released_pool(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-    connector.closes.always(slow(1))
-    await pool.release_pool()
-
-
-async def hook(connection: object) -> None:
-    await asyncio.sleep(0.1)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "fixed size": {"pool_size": 2},
-    "growing": {"pool_size": 2, "min_size": 0},
-    "with housekeeping": {"pool_size": 2, "min_size": 1, "ping_interval": 500, "max_idle": 700},
-    "with hooks": {"pool_size": 2, "min_size": 1, "configure": hook, "check": hook, "reset": hook},
-}
-USES: list[Use] = [
-    checked,
-    housekept,
-    idle,
-    grown,
-    waited,
-    replaced,
-    expired,
-    closed_by_its_user,
-    timed_out,
-    drained,
-    leased_feed,
-    cursor_outlives_its_lease,
-    outage,
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
-def test_cancelled_at_any_step_nothing_is_lost(use: Use, options: dict[str, Any]) -> None:
-    assert survives(use, **options) > 5
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("use", [closing, released_pool], ids=lambda use: use.__name__)
-def test_closing_cancelled_at_any_step_goes_on_and_the_pool_can_be_opened_again(
-    use: Use, options: dict[str, Any]
-) -> None:
-    assert survives(use, is_closed=True, **options) > 3
-
-
-@pytest.mark.parametrize("behaviour", [slow(3), error(OSError("refused")), never()], ids=["slow", "error", "never"])
-def test_init_pool_cancelled_at_any_step_leaks_nothing(behaviour: Behaviour) -> None:
-    def connector() -> ScriptedConnector:
-        this = ScriptedConnector()
-        this.connects.then(ok(), slow(1), behaviour)
-        this.closes.then(slow(1), error(OSError("broken")), never())
-        return this
-
-    async def use(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-        await idle(pool, connector)
-
-    pools: list[tuple[AsyncConnectionPool, ScriptedConnector]] = []
-
-    async def scenario() -> None:
-        this = connector()
-        pool = AsyncConnectionPool(this, 3, name="main")
-        pools.append((pool, this))
-        with contextlib.suppress(ConnectFailed):
-            async with pool:
-                await use(pool, this)
-
-    async def after() -> None:
-        if not pools:
-            return  # cancelled before its first step
-        pool, this = pools[-1]
-        await asyncio.sleep(100)
-        this.assert_nothing_left()
-        assert "closed" in repr(pool)
-
-    assert cancel_at_every_step(scenario, after=after) > 5
-
-
-# ---- every path of run, stream and changes
+pytestmark = pytest.mark.usefixtures("repeatable")
 
 QueryUse = Callable[[Others, AsyncConnectionPool, ScriptedConnector], Awaitable[None]]
-
-
-class Refused(Exception):
-    """What the server says against a query."""
-
-
-def later(seconds: float, callback: Callable[..., object], *arguments: object) -> None:
-    asyncio.get_running_loop().call_later(seconds, callback, *arguments)
-
-
-def lose(connector: ScriptedConnector) -> None:
-    """Every connection ends; what is asked from now on is answered."""
-    connector.queries.always(ok())
-    for connection in connector.open_connections:
-        connector.drop(connection)
 
 
 def send(connector: ScriptedConnector, *rows: object) -> None:
@@ -632,6 +329,67 @@ async def all_of_them_together(others: Others, pool: AsyncConnectionPool, connec
     await asyncio.gather(run(), stream(), follow(pool, 1), hold(pool, 1), run())
 
 
+QUERY_OPTIONS: dict[str, dict[str, Any]] = {
+    "one connection": {"pool_size": 1},
+    "growing with hooks": {"pool_size": 2, "min_size": 0, "max_in_flight": 2, "check": hook, "reset": hook},
+}
+
+
+STREAM_USES: list[QueryUse] = [
+    stream_read_as_rows_come,
+    stream_left_early,
+    stream_dropped,
+    stream_lost,
+    stream_read_while_drained,
+]
+
+
+QUERY_USES: list[QueryUse] = [
+    run_on_an_idle_connection,
+    run_beside_others,
+    run_behind_a_lease,
+    run_while_connections_open,
+    run_on_a_checked_connection,
+    run_lost,
+    run_lost_and_repeated,
+    run_that_could_not_be_sent,
+    run_timed_out,
+    run_timed_out_and_nobody_there,
+    run_timed_out_in_line,
+    stream_read_whole,
+    *STREAM_USES,
+    stream_timed_out,
+    feed_read,
+    feed_dropped,
+    feed_beside_another,
+    feed_broken,
+    feed_in_an_outage,
+    feed_that_fails_to_open_again,
+    feed_behind_a_lease,
+    feed_while_connections_open,
+    feed_on_a_checked_connection,
+    feed_timed_out,
+    feed_refused,
+    feed_closed_by_another_task,
+    feed_in_a_full_lane,
+    all_of_them_together,
+]
+
+
+def with_feeds() -> ScriptedConnector:
+    connector = ScriptedConnector()
+    connector.streams.always(feed(1, 2))
+    return connector
+
+
+@pytest.mark.parametrize("options", QUERY_OPTIONS.values(), ids=QUERY_OPTIONS)
+@pytest.mark.parametrize("use", QUERY_USES, ids=lambda use: use.__name__)
+def test_queries_cancelled_at_any_step_disturb_nobody_and_lose_nothing(use: QueryUse, options: dict[str, Any]) -> None:
+    others = Others()
+    connector = ScriptedConnector if use in STREAM_USES else with_feeds
+    assert survives(partial(use, others), connector, others=others, **options) > 5
+
+
 async def closing_with_queries(others: Others, pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
     connector.queries.always(slow(2))
     connector.closes.always(slow(0.5))
@@ -687,67 +445,12 @@ async def close(pool: AsyncConnectionPool) -> None:
     await pool.close()
 
 
-QUERY_OPTIONS: dict[str, dict[str, Any]] = {
-    "one connection": {"pool_size": 1},
-    "growing with hooks": {"pool_size": 2, "min_size": 0, "max_in_flight": 2, "check": hook, "reset": hook},
-}
-STREAM_USES: list[QueryUse] = [
-    stream_read_as_rows_come,
-    stream_left_early,
-    stream_dropped,
-    stream_lost,
-    stream_read_while_drained,
-]
-QUERY_USES: list[QueryUse] = [
-    run_on_an_idle_connection,
-    run_beside_others,
-    run_behind_a_lease,
-    run_while_connections_open,
-    run_on_a_checked_connection,
-    run_lost,
-    run_lost_and_repeated,
-    run_that_could_not_be_sent,
-    run_timed_out,
-    run_timed_out_and_nobody_there,
-    run_timed_out_in_line,
-    stream_read_whole,
-    *STREAM_USES,
-    stream_timed_out,
-    feed_read,
-    feed_dropped,
-    feed_beside_another,
-    feed_broken,
-    feed_in_an_outage,
-    feed_that_fails_to_open_again,
-    feed_behind_a_lease,
-    feed_while_connections_open,
-    feed_on_a_checked_connection,
-    feed_timed_out,
-    feed_refused,
-    feed_closed_by_another_task,
-    feed_in_a_full_lane,
-    all_of_them_together,
-]
 CLOSING_USES: list[QueryUse] = [
     closing_with_queries,
     closing_on_queries,
     closing_under_a_feed,
     closing_while_a_feed_pauses,
 ]
-
-
-def with_feeds() -> ScriptedConnector:
-    connector = ScriptedConnector()
-    connector.streams.always(feed(1, 2))
-    return connector
-
-
-@pytest.mark.parametrize("options", QUERY_OPTIONS.values(), ids=QUERY_OPTIONS)
-@pytest.mark.parametrize("use", QUERY_USES, ids=lambda use: use.__name__)
-def test_queries_cancelled_at_any_step_disturb_nobody_and_lose_nothing(use: QueryUse, options: dict[str, Any]) -> None:
-    others = Others()
-    connector = ScriptedConnector if use in STREAM_USES else with_feeds
-    assert survives(partial(use, others), connector, others=others, **options) > 5
 
 
 @pytest.mark.parametrize("options", QUERY_OPTIONS.values(), ids=QUERY_OPTIONS)
@@ -844,118 +547,3 @@ async def test_a_feed_that_waits_behind_a_lease_is_not_overtaken_by_a_feed_that_
         for task in (waiting, *reading):
             task.cancel()
         this.connects.always(ok())
-
-
-# ---- the fault matrix: open, check, close x ok, error, slow, never x a cancel at each await
-
-FAULTS: dict[str, Callable[[], Behaviour]] = {
-    "ok": ok,
-    "error": lambda: error(OSError("fault")),
-    "slow": lambda: slow(1),
-    "never": never,
-}
-
-
-def survives_faults(opens: str, checks: str, closes: str) -> int:
-    """A pool whose connections have had their time, while these faults are on: cancelled at each step."""
-    made: list[ScriptedConnector] = []
-
-    def connector() -> ScriptedConnector:
-        made.append(ScriptedConnector(connect_timeout=4))
-        return made[-1]
-
-    async def check(connection: Any) -> None:
-        await made[-1].check(connection)
-
-    async def use(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-        await asyncio.sleep(2000)
-        for verb, fault in ((connector.connects, opens), (connector.checks, checks), (connector.closes, closes)):
-            verb.always(FAULTS[fault]())
-        with contextlib.suppress(PoolException):
-            async with pool.connect(timeout=7) as lease:
-                await lease._start("term")
-
-    options: dict[str, Any] = {"pool_size": 2, "min_size": 1, "connection_ttl": 1000}
-    return survives(use, connector, close_timeout=3, check_timeout=3, check=check, **options)
-
-
-def test_the_fault_matrix(capsys: pytest.CaptureFixture[str]) -> None:
-    combinations = 0
-    for faults in itertools.product(FAULTS, FAULTS, ("ok", "never")):
-        try:
-            combinations += survives_faults(*faults)
-        except BaseException as problem:
-            problem.add_note("open: {}, check: {}, close: {}".format(*faults))
-            raise
-    with capsys.disabled():
-        print(f" [{combinations} combinations of faults and cancellations]", end="")
-    assert combinations > 500
-
-
-# ---- the same for queries: open, check, and what becomes of the query
-
-ANSWERS: dict[str, Callable[[], Behaviour]] = {
-    "slow": lambda: slow(1, feed(1)),
-    "refused": lambda: error(Refused("no such table")),
-    "never": never,
-    "not sent": lambda: error(NotSent("it had ended")),
-    "lost": never,  # until its connection ends
-}
-
-
-async def a_run(pool: AsyncConnectionPool) -> None:
-    await pool.run("mine", timeout=5, retry=True)
-
-
-async def a_stream(pool: AsyncConnectionPool) -> None:
-    async with pool.stream("mine", timeout=5) as rows:
-        assert await anext(rows) == 1
-
-
-async def a_feed(pool: AsyncConnectionPool) -> None:
-    async with pool.changes("mine", timeout=5) as changes:
-        assert await anext(changes) == 1
-
-
-def a_query_survives_faults(
-    call: Callable[[AsyncConnectionPool], Awaitable[None]], opens: str, checks: str, answer: str
-) -> int:
-    """A query on a pool that has no connection yet, while these faults are on: cancelled at each step."""
-    made: list[ScriptedConnector] = []
-
-    def connector() -> ScriptedConnector:
-        made.append(ScriptedConnector(connect_timeout=4))
-        return made[-1]
-
-    async def check(connection: Any) -> None:
-        await made[-1].check(connection)
-
-    async def use(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
-        connector.connects.always(FAULTS[opens]())
-        connector.checks.always(FAULTS[checks]())
-        (connector.queries if call is a_run else connector.streams).always(ANSWERS[answer]())
-        if answer == "lost":
-            later(2.5, lose, connector)
-        with contextlib.suppress(PoolException, Refused):
-            await call(pool)
-
-    return survives(use, connector, pool_size=1, min_size=0, check_timeout=3, check=check, acquire_timeout=7)
-
-
-@pytest.mark.parametrize("call", [a_run, a_stream, a_feed], ids=lambda call: call.__name__)
-def test_the_fault_matrix_of_queries(
-    call: Callable[[AsyncConnectionPool], Awaitable[None]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    combinations = 0
-    before = [("ok", "ok"), ("error", "ok"), ("ok", "never"), ("never", "ok"), ("ok", "error"), ("slow", "ok")]
-    if call is a_stream:
-        before = before[:3]  # how it comes to its connection is the same as for a query
-    for (opens, checks), answer in itertools.product(before, ANSWERS):
-        try:
-            combinations += a_query_survives_faults(call, opens, checks, answer)
-        except BaseException as problem:
-            problem.add_note(f"open: {opens}, check: {checks}, answer: {answer}")
-            raise
-    with capsys.disabled():
-        print(f" [{combinations} combinations of faults and cancellations]", end="")
-    assert combinations > 200
