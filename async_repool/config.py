@@ -6,11 +6,14 @@ Every option stands here and nowhere else. Nothing here waits, reads a clock or 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from difflib import get_close_matches
+from typing import Any, Final, TypeAlias, TypedDict, Unpack
 
-__all__ = ["UNSET", "Hook", "PoolConfig", "Unset"]
+from .events import Observer
+
+__all__ = ["UNSET", "Hook", "PoolConfig", "PoolOptions", "Unpack", "Unset"]
 
 Hook: TypeAlias = Callable[[Any], Awaitable[object]]
 """An async callable that is given a connection. Raising makes the pool discard that connection."""
@@ -97,6 +100,9 @@ class PoolConfig:
     leak_threshold: float | None = None
     """How long a lease may be held before that is logged, once, with its holder's stack. None: for ever."""
 
+    observer: Observer | None = None
+    """Called with an event for whatever happens; see :mod:`async_repool.events`."""
+
     debug: bool = False
     """Keep the stack of every acquire, and raise ``PoolDeadlock`` at once instead of logging it. Slower; and not for
     leases that one task acquires and another releases, which count for the one that acquired them.
@@ -124,10 +130,10 @@ class PoolConfig:
             self._check_seconds(option, optional=True)
         if not isinstance(self.debug, bool):
             raise TypeError(f"debug must be a bool, not {self.debug!r}")
-        for option in ("configure", "check", "reset", "on_reconnect_failed"):
+        for option in ("configure", "check", "reset", "on_reconnect_failed", "observer"):
             hook = getattr(self, option)
             if hook is not None and not callable(hook):
-                kind = "a callable" if option == "on_reconnect_failed" else "an async callable"
+                kind = "a callable" if option in ("on_reconnect_failed", "observer") else "an async callable"
                 raise TypeError(f"{option} must be {kind} or None, not {hook!r}")
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"name must be a str or None, not {self.name!r}")
@@ -165,3 +171,41 @@ def check_seconds(option: str, value: object, *, optional: bool = True, positive
         raise TypeError(f"{option} must be a number of seconds{' or None' if optional else ''}, not {value!r}")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{option} must be a finite number of seconds {'> 0' if positive else '>= 0'}, not {value!r}")
+
+
+class PoolOptions(TypedDict, total=False):
+    """The keyword-only options of a pool, for editors and type checkers. What each means stands in
+    :class:`PoolConfig`.
+    """
+
+    min_size: int | None
+    max_idle: float | None
+    acquire_timeout: float | None
+    connect_timeout: float | None
+    close_timeout: float
+    check_timeout: float
+    check_idle: float | None
+    ping_interval: float
+    reconnect_timeout: float | None
+    cursor_grace: float
+    max_feed_connections: int | None
+    max_in_flight: int
+    max_waiting: int
+    configure: Hook | None
+    check: Hook | None
+    reset: Hook | None
+    on_reconnect_failed: Callable[[Any], object] | None
+    leak_threshold: float | None
+    observer: Observer | None
+    debug: bool
+    name: str | None
+
+
+def check_names(options: Iterable[str]) -> None:
+    """Raise ``TypeError`` if one of these is no option, and say which one may be meant."""
+    known = PoolOptions.__annotations__
+    for name in options:
+        if name not in known:
+            similar = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {similar[0]!r}?" if similar else ""
+            raise TypeError(f"AsyncConnectionPool() has no option {name!r}{hint}")

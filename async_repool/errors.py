@@ -56,7 +56,14 @@ class QueryTimeout(OutcomeUnknown, TimeoutError):
 
 
 class ConnectionLost(OutcomeUnknown, ConnectionError):
-    """The connection of a query ended before its answer had come, or that of a stream before its last row."""
+    """The connection of a query ended before its answer had come, or that of a stream before its last row.
+
+    ``lost_at`` is the event-loop time at which the connection ended; None if the connector cannot tell.
+    """
+
+    def __init__(self, *arguments: object, lost_at: float | None = None) -> None:
+        super().__init__(*arguments)
+        self.lost_at = lost_at
 
 
 class NotSent(PoolException, ConnectionError):

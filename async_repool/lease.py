@@ -1,111 +1,67 @@
 """The lease: what a user holds between acquire and release; and the context that does both.
 
-A lease forwards to the connection, has a default database of its own, and is dead after release. It knows nothing of
-the ledger's rules or of queues, and of the driver only the one method that ``query.run(connection)`` calls.
+A lease forwards to the connection, and is dead after release. It knows nothing of the core and of the driver: what is
+special about one kind of connection is in a subclass, the connector's ``lease_type``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from functools import wraps
 from inspect import iscoroutinefunction, ismethod
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ._ledger import Slot, SlotState
-from .config import Unset
 from .errors import LeaseError
 
 __all__ = ["Lease", "LeaseContext"]
 
 
-class Owner(Protocol):
-    """What a lease knows of its pool."""
+class Lender(Protocol):
+    """Whose connection it is. A ``slot`` is the lender's note of it, opaque here."""
 
     @property
     def name(self) -> str:
         """The pool's name."""
 
-    # `place` is the pool's note of where the lease was asked for.
+    def lease_nowait(self, place: Any) -> Any:
+        """A slot, leased to the task that runs; None if the caller has to wait in line."""
 
-    def _acquire_nowait(self, place: Any) -> Slot | None:
-        """An idle slot, leased to the task that runs; None if the caller has to wait in line."""
-
-    async def _wait_for_lease(self, timeout: float | None | Unset, place: Any) -> Slot:
+    async def wait_for_lease(self, timeout: float | None, place: Any) -> Any:
         """A leased slot, after waiting."""
 
-    async def _acquire_feed(self, timeout: float | None | Unset, place: Any) -> Slot:
+    async def lease_for_feed(self, timeout: float | None, place: Any) -> Any:
         """A leased slot in the feed lane."""
 
-    def _give_back(self, slot: Slot) -> None:
-        """A lease has ended."""
+    def make_lease(self, slot: Any) -> Lease:
+        """The lease of a leased slot."""
 
-    def _lease_collected(self, slot: Slot) -> None:
-        """A lease was collected without release. Called in any thread."""
+    def give_back(self, slot: Any) -> None:
+        """The lease has ended."""
+
+    def lease_collected(self, slot: Any) -> None:
+        """The lease was collected without release. Called in any thread."""
 
 
 class Lease:
-    """A connection in the hands of one user. It passes for the driver's connection wherever that is expected.
+    """A connection in the hands of one user. It passes for the connection wherever that is expected.
 
-    ``query.run(lease)``, ``use()``, ``db``, ``server()``, ``noreply_wait()``, ``is_open()``, ``close()`` and whatever
-    else the connection has are forwarded to it; ``isinstance(lease, rethinkdb.net.Connection)`` is true. ``use()``
-    lasts as long as the lease. After release every use raises :class:`~async_repool.LeaseError`; cursors that were
-    opened on the lease may still be read.
+    Whatever the connection has is forwarded to it, and ``isinstance(lease, type(connection))`` is true. After release
+    every use raises :class:`~async_repool.LeaseError`; cursors that were opened on the lease may still be read.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_db", "_pool", "_slot")
+    __slots__ = ("__weakref__", "_connection", "_lender", "_own", "_slot")
 
-    def __init__(self, pool: Owner, slot: Slot) -> None:
-        self._pool = pool
+    def __init__(self, lender: Lender, slot: Any, connection: Any) -> None:
+        self._lender = lender
         self._slot = slot
-        self._connection: Any = slot.connection
-        self._db: str | None = None
+        self._connection = connection  # None after release
+        self._own: Any = None  # for a subclass: with a constructor of its own it would make every acquire slower
 
-    # What isinstance() asks where the type itself says no.
+    # What isinstance() asks if the type itself says no.
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return Lease if self._connection is None else type(self._connection)
-
-    @property
-    def db(self) -> str | None:
-        """The default database of queries on this lease."""
-        connection = self._live("db")
-        return connection.db if self._db is None else self._db
-
-    @db.setter
-    def db(self, db: str | None) -> None:
-        self._live("db")
-        self._db = db
-
-    def use(self, db: str) -> None:
-        """Make ``db`` the default database of this lease; the connection's own stays as it is."""
-        self._live("use()")
-        self._db = db
-
-    def _start(self, term: Any, **options: Any) -> Any:
-        """What ``query.run(lease, **options)`` calls."""
-        connection = self._connection
-        if connection is None:
-            raise self._dead("query.run()")
-        if self._db is not None:
-            options.setdefault("db", self._db)
-        return connection._start(term, **options)
-
-    def is_open(self) -> bool:
-        """Whether the connection is open, as far as is known here."""
-        is_open: bool = self._live("is_open()").is_open()
-        return is_open
-
-    async def reconnect(self, *arguments: Any, **options: Any) -> Lease:
-        """Close the connection and open it again; the lease goes on with it. Takes what the connection's own takes, and
-        waits, raises and is cancelled as that.
-        """
-        await self._live("reconnect()").reconnect(*arguments, **options)
-        return self
-
-    def repl(self) -> Any:
-        """Make this lease, as long as it lasts, the connection of every ``query.run()`` without one in this thread."""
-        return type(self._live("repl()")).repl(self)
+        return type(self) if self._connection is None else type(self._connection)
 
     def __getattr__(self, name: str) -> Any:
         if name in Lease.__slots__:  # of a copy that was not made yet
@@ -122,45 +78,39 @@ class Lease:
 
         return wraps(value)(async_method if iscoroutinefunction(value) else method)
 
-    async def __aenter__(self) -> Lease:
-        self._live("async with")
-        return self
+    if TYPE_CHECKING:  # a lease has what its connection has
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the connection, as the driver's does. The pool gives the next user a fresh one."""
-        await self._live("async with").close(False)
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __repr__(self) -> str:
         if self._connection is None:
-            return f"<Lease of pool {self._pool.name!r}, released>"
-        return f"<Lease of pool {self._pool.name!r} on {self._connection!r}>"
+            return f"<Lease of pool {self._lender.name!r}, released>"
+        return f"<Lease of pool {self._lender.name!r} on {self._connection!r}>"
 
     def _live(self, use: str) -> Any:
+        """The connection. For subclasses: call it first in every use."""
         if self._connection is None:
             raise self._dead(use)
         return self._connection
 
     def _dead(self, use: str) -> LeaseError:
-        return LeaseError(f"{self._pool.name}: {use} on a lease that was released before; acquire a new one")
+        return LeaseError(f"{self._lender.name}: {use} on a lease that was released before; acquire a new one")
 
     def __del__(self) -> None:
         if self._connection is not None:
-            self._pool._lease_collected(self._slot)
+            self._lender.lease_collected(self._slot)
 
-    @property
-    def _was_ended_by_pool(self) -> bool:
-        return self._slot.state is SlotState.GONE
 
-    def _end(self, pool: Owner) -> Slot:
-        """For the pool: end this lease, take its slot. Raises LeaseError, and changes nothing, where that is wrong."""
-        if self._pool is not pool:
-            raise LeaseError(f"{pool.name}: release() was given a lease of pool {self._pool.name!r}; release it there")
-        if self._connection is None:
-            raise LeaseError(f"{pool.name}: release() of a lease that was released before")
-        self._connection = None
-        return self._slot
+def parts_of(lease: object) -> tuple[Any, Any] | None:
+    """Lender and slot of a lease; None if it is none. For pools."""
+    return (lease._lender, lease._slot) if issubclass(type(lease), Lease) else None  # type: ignore[attr-defined]
+
+
+def end_lease(lease: Lease, call: str) -> None:
+    """The lease is dead from now on. For pools. Raises LeaseError if it was before."""
+    if lease._connection is None:
+        raise LeaseError(f"{lease._lender.name}: {call} of a lease that was released before")
+    lease._connection = None
 
 
 class LeaseContext:
@@ -169,37 +119,39 @@ class LeaseContext:
     For one user at a time; it may be used again after that.
     """
 
-    __slots__ = ("_lease", "_place", "_pool", "_timeout")
+    __slots__ = ("_find_lender", "_is_used", "_lease", "_place", "_timeout")
 
     _lease: Lease
 
-    def __init__(self, pool: Owner, timeout: float | None | Unset, place: Any) -> None:
-        self._pool: Any = pool  # None while in use
+    def __init__(self, find_lender: Callable[[str], Lender], timeout: float | None, place: Any) -> None:
+        self._find_lender = find_lender
         self._timeout = timeout
         self._place = place
+        self._is_used = False
 
     async def __aenter__(self) -> Lease:
-        pool, self._pool = self._pool, None  # a second user of this context finds none
-        if pool is None:
+        if self._is_used:
             raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
-        place = self._place
+        self._is_used = True
         try:
-            slot = pool._acquire_nowait(place) or await pool._wait_for_lease(self._timeout, place)
+            lender = self._find_lender("connect()")
+            place = self._place
+            slot = lender.lease_nowait(place) or await lender.wait_for_lease(self._timeout, place)
         except BaseException:
-            self._pool = pool
+            self._is_used = False
             raise
-        self._lease = lease = Lease(pool, slot)
+        self._lease = lease = lender.make_lease(slot)
         return lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # As release(), less what cannot be wrong here: whose lease it is, and the loop, which a task does not change.
+        self._is_used = False
         lease = self._lease
-        pool = self._pool = lease._pool
         if lease._connection is not None:
             lease._connection = None
-            pool._give_back(lease._slot)
+            lease._lender.give_back(lease._slot)
         elif error is None:  # else that is the error to see
             raise lease._dead("the end of `async with`")
 
@@ -210,20 +162,21 @@ class FeedContext(LeaseContext):
     __slots__ = ()
 
     async def __aenter__(self) -> Lease:
-        pool, self._pool = self._pool, None
-        if pool is None:
+        if self._is_used:
             raise LeaseError("a connect() context was entered again while it is in use; call connect() for each lease")
+        self._is_used = True
         try:
-            slot = await pool._acquire_feed(self._timeout, self._place)
+            lender = self._find_lender("connect()")
+            slot = await lender.lease_for_feed(self._timeout, self._place)
         except BaseException:
-            self._pool = pool
+            self._is_used = False
             raise
-        self._lease = Lease(pool, slot)
+        self._lease = lender.make_lease(slot)
         return self._lease
 
 
 class Done(Coroutine[Any, Any, None]):
-    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work; a task can be made of it
+    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work. A task can be made of it
     too.
     """
 

@@ -13,18 +13,35 @@ __all__ = ["CloseReport", "PoolStats"]
 class CloseReport:
     """How a pool was closed."""
 
-    leases_waited_for: int
+    leases_waited_for: int = 0
     """Leases that were out when the closing began."""
-    leases_aborted: int
+    leases_aborted: int = 0
     """Those of them that did not come home in time."""
-    feeds_ended: int
+    feeds_ended: int = 0
     """Feeds that were ended."""
-    seconds: float
+    seconds: float = 0.0
     """How long it took, from the first ``close()`` on."""
     queries_waited_for: int = 0
     """Queries that were under way when the closing began."""
     queries_aborted: int = 0
     """Those of them that had no answer in time."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """The totals of :class:`PoolStats` that are counted."""
+
+    acquired_total: int = 0
+    waited_total: int = 0
+    waited_seconds_total: float = 0.0
+    timeouts_total: int = 0
+    cancelled_total: int = 0
+    refused_total: int = 0
+    queries_done_total: int = 0
+    queries_stopped_total: int = 0
+    queries_lost_total: int = 0
+    opened_total: int = 0
+    connect_failures_total: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""``python -m async_repool.testing``: the stand-in server as a program, until SIGINT or SIGTERM.
+"""``python -m async_repool.testing``: the stand-in server as a program. It runs until SIGINT or SIGTERM.
 
-What lives here: arguments, signals, exit status. What must not: anything that a server does.
+This module handles arguments, signals and the exit status.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from .server import StandInServer
+from .standin import StandInServer
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def _user(text: str) -> tuple[str, str]:
     name, colon, password = text.partition(":")
     if not name or not colon:
-        # The text is not repeated: it may be a password.
+        # The message does not repeat the text, because it may be a password.
         raise argparse.ArgumentTypeError("expected NAME:PASSWORD")
     return name, password
 
@@ -33,23 +33,23 @@ def _port(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m async_repool.testing",
-        description="A stand-in for a RethinkDB server: a test double, with data in memory and few terms.",
+        description="A stand-in for a RethinkDB server: a test double with data in memory and only some terms.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=28015, help="port; 0 for a free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=28015, help="port; 0 picks a free port (default: %(default)s)")
     parser.add_argument(
         "--user",
         type=_user,
         action="append",
         default=[],
         metavar="NAME:PASSWORD",
-        help="a user who may log in; may be repeated (admin may, without a password, unless named here)",
+        help="a user who may log in; may be repeated (admin has no password unless named here)",
     )
     return parser
 
 
 async def serve(server: StandInServer) -> None:
-    """Run a server until SIGINT or SIGTERM. Raises ``OSError`` where the port cannot be had."""
+    """Run a server until SIGINT or SIGTERM. Raises ``OSError`` if the port cannot be used."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
@@ -65,7 +65,7 @@ async def serve(server: StandInServer) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program. Returns its exit status: 1 where the port cannot be had."""
+    """Run the program. Returns its exit status: 1 if the port cannot be used."""
     options = _parser().parse_args(arguments)
     server = StandInServer(host=options.host, port=options.port, users={"admin": "", **dict(options.user)})
     try:

@@ -1,7 +1,7 @@
-"""A suite that tries any connector: does it keep the promises of the ``Connector`` protocol, and of ``QueryConnector``?
+"""A suite that checks whether a connector keeps the promises of its protocols.
 
-Here is :func:`check_connector`, with one function for each promise. It knows no particular connector, no pool, no
-driver and no test framework, and runs on whatever event loop it is awaited in, real or virtual.
+This module has :func:`check_connector`, with one function for each promise. It does not know a particular connector, a
+pool, a driver or a test framework. It runs on any event loop, real or virtual.
 """
 
 from __future__ import annotations
@@ -24,21 +24,25 @@ from async_repool.errors import ConnectionLost, NotSent
 
 __all__ = ["ConformanceError", "SampleQueries", "check_connector"]
 
-# How long sockets and tasks may take to go once they are given up: transports close in a later turn of the loop, and a
-# server in the same process has to notice first.
+# How long sockets and tasks may take to go. A transport closes in a later turn of the loop, and a server in the same
+# process has to notice that first.
 _SETTLE_TURNS: Final = 5
 _SETTLE_WAITS: Final = 100
 _SETTLE_WAIT_SECONDS: Final = 0.01
 
-_QUERIES_AT_ONCE: Final = 100
-_ROWS: Final = 1000  # more than one batch, where rows come in batches
+_CONNECTOR_MEMBERS: Final = ("endpoint", "connect_timeout", "connect", "is_open", "on_lost", "check", "close", "abort")
+_STREAM_MEMBERS: Final = ("has_streams", "wait_streams")
+_QUERY_MEMBERS: Final = ("run", "open_stream", "is_transient")
 
-_Check = Callable[["_Bench"], Coroutine[Any, Any, None]]
-_QueryCheck = Callable[["_Bench", QueryConnector, "SampleQueries"], Coroutine[Any, Any, None]]
+_QUERIES_AT_ONCE: Final = 100
+_ROWS: Final = 1000  # more than one batch, if rows come in batches
+
+_Check = Callable[["_Suite"], Coroutine[Any, Any, None]]
+_QueryCheck = Callable[["_Suite", QueryConnector, "SampleQueries"], Coroutine[Any, Any, None]]
 
 
 class ConformanceError(AssertionError):
-    """A connector breaks promises. The message lists them all; so does :attr:`problems`."""
+    """A connector breaks promises. The message and :attr:`problems` list them all."""
 
     def __init__(self, connector: str, problems: list[str]) -> None:
         self.problems = tuple(problems)
@@ -48,18 +52,18 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleQueries:
-    """What :func:`check_connector` asks a peer that only its user knows. For RethinkDB: ``r.expr``, ``r.range``,
-    ``r.range()``, and a query that waits for what never happens.
+    """Queries for :func:`check_connector`, which does not know the peer's language. For RethinkDB: ``r.expr``,
+    ``r.range``, ``r.range()``, and a query that waits for something that never happens.
     """
 
     value: Callable[[int], Any]
-    """Makes a query whose value is that number."""
+    """Makes a query whose value is the given number."""
     rows: Callable[[int], Any]
-    """Makes a query whose value is the sequence 0, 1, 2 … of so many rows."""
+    """Makes a query whose value is the sequence 0, 1, 2, … with the given number of rows."""
     endless: Any
     """A query whose value is a sequence that does not end while the suite runs."""
     slow: Any
-    """A query that is not answered while the suite runs."""
+    """A query that gets no answer while the suite runs."""
 
 
 async def check_connector(
@@ -70,35 +74,38 @@ async def check_connector(
     cancel_points: int = 100,
     seconds: float = 30.0,
 ) -> None:
-    """Try every promise of a connector, against a peer that is well. Raises :class:`ConformanceError` with all that
-    break.
+    """Check every promise of a connector, with a healthy peer. Raises :class:`ConformanceError` with all broken
+    promises.
 
-    Opens and ends some dozens of connections. Leaked sockets are found by counting those of this process, so nothing
-    else should open or end any meanwhile, except a server that follows suit; where the platform does not tell (it does
-    on Linux and macOS), only tasks and ``ResourceWarning`` are looked at. If cancelled, it aborts what it has opened.
+    Opens and ends some dozens of connections. If cancelled, it aborts them. The promises of streams are checked if the
+    connector has ``has_streams()`` and ``wait_streams()``. A connector without both is complete.
 
-    :param queries: what to run on a ``QueryConnector``; ``None``: only the promises of ``Connector`` are tried.
-    :param connections: how many to open at once; the peer must allow as many.
-    :param cancel_points: the most awaits of each verb to cancel at; each is tried twice, while it waits and just when
-        its wait has ended.
-    :param seconds: the most that each promise may take to try, on the loop's clock.
+    The suite counts the sockets of this process to find leaked ones. So nothing else should open or close sockets
+    meanwhile, except the peer. If the platform does not list sockets (Linux and macOS do), the suite finds only leaked
+    tasks and ``ResourceWarning``.
+
+    :param queries: the queries for a ``QueryConnector``. ``None``: the promises of ``QueryConnector`` are not checked.
+    :param connections: how many connections to open at once. The peer must allow so many.
+    :param cancel_points: the largest number of awaits to cancel at, for each verb. Each await is cancelled twice: while
+        it waits, and just after its wait has ended.
+    :param seconds: the time limit for each promise, on the loop's clock.
     """
-    bench = _Bench(connector, connections, cancel_points)
-    gc.collect()  # what others have left behind is not ours to report
-    for name, check in (*_CHECKS, *_query_checks(connector, queries), _LAST_CHECK):
-        is_kept = await bench.try_out(name, check, seconds)
+    suite = _Suite(connector, connections, cancel_points)
+    gc.collect()  # objects from before must not be reported
+    for name, check in (*_CHECKS, *_stream_checks(connector), *_query_checks(connector, queries), _LAST_CHECK):
+        is_kept = await suite.try_out(name, check, seconds)
         if check is _connect_gives_an_open_connection and not is_kept:
-            break  # the others would only say the same
-    if bench.problems:
-        raise ConformanceError(type(connector).__name__, bench.problems)
+            break  # all other checks would only report the same
+    if suite.problems:
+        raise ConformanceError(type(connector).__name__, suite.problems)
 
 
-class _Broken(AssertionError):
+class _BrokenPromise(AssertionError):
     """A promise that was not kept."""
 
 
-class _Bench:
-    """What the checks share: the connector, what was opened, and what has gone wrong."""
+class _Suite:
+    """The state that all checks share: the connector, its open connections, and the problems."""
 
     def __init__(self, connector: Connector, connections: int, cancel_points: int) -> None:
         self.connector = connector
@@ -106,25 +113,25 @@ class _Bench:
         self.cancel_points = cancel_points
         self.problems: list[str] = []
         self.doing = ""
-        """What is under way, for the report where it takes too long."""
+        """The call in progress, which the report names if it fails or takes too long."""
         self._opened: list[Any] = []
 
     async def connect(self) -> Any:
-        """A new connection, aborted after the check in any case."""
+        """A new connection. It is aborted after the check."""
         self.doing = "connect()"
         return await self.open()
 
     async def open(self) -> Any:
-        """The same, for who has said already what it is doing."""
+        """The same, without a change of :attr:`doing`."""
         connection = await self.connector.connect()
         self._opened.append(connection)
         return connection
 
     async def try_out(self, name: str, check: _Check, seconds: float) -> bool:
-        """Run one check and note what it finds, its own failure included. Returns whether the promise is kept."""
+        """Run one check and record its problems. Returns whether the promise is kept."""
         loop = asyncio.get_running_loop()
-        before = _Traces()
-        with _overhearing(loop) as overheard:
+        before = _Snapshot()
+        with _collecting_reports(loop) as reports:
             self.doing = ""
             task = loop.create_task(check(self), name=f"check_connector: {name}")
             try:
@@ -136,11 +143,11 @@ class _Bench:
             found = [*self._findings(task, is_late, seconds), *aborted]
             if not found:
                 await before.settle()
-                found = before.more()
+                found = before.leaks()
             del task
-            gc.collect(1)  # the oldest generation takes long: it comes once, at the end
+            gc.collect(1)  # the oldest generation takes long, so it is collected once, at the end
             await asyncio.sleep(0)
-        self.problems += [f"{name}: {finding}" for finding in (*found, *overheard)]
+        self.problems += [f"{name}: {finding}" for finding in (*found, *reports)]
         return not found
 
     def _abort_opened(self) -> list[str]:
@@ -158,33 +165,33 @@ class _Bench:
             if not task.done():
                 yield f"{self.doing or 'it'} cannot be cancelled"
         elif task.cancelled():
-            yield f"{self.doing} raised CancelledError, and nobody had cancelled it"
+            yield f"{self.doing} raised CancelledError, but nobody cancelled it"
         elif (error := task.exception()) is not None:
-            yield str(error) if isinstance(error, _Broken) else f"{self.doing} raised {error!r}"
+            yield str(error) if isinstance(error, _BrokenPromise) else f"{self.doing} raised {error!r}"
 
 
-# ---------------------------------------------------------------------- what is left behind
+# ---------------------------------------------------------------------- leaked tasks and sockets
 
 
-class _Traces:
-    """The tasks and sockets that there are at one moment, to be compared with what there is later."""
+class _Snapshot:
+    """The tasks and the sockets at one moment, to find those that are new later."""
 
     def __init__(self) -> None:
         self._tasks = asyncio.all_tasks()
         self._sockets = _open_sockets()
 
     async def settle(self) -> None:
-        """Wait until nothing is more than it was, but not for long."""
+        """Wait a short time for new tasks and sockets to go."""
         for _ in range(_SETTLE_TURNS):
             await asyncio.sleep(0)
         for _ in range(_SETTLE_WAITS):
-            if not self.more():
+            if not self.leaks():
                 break
             await asyncio.sleep(_SETTLE_WAIT_SECONDS)
 
-    def more(self) -> list[str]:
-        """What there is now that was not there then."""
-        found = [f"left a task behind: {task.get_name()}, {task.get_coro()}" for task in self._new_tasks()]
+    def leaks(self) -> list[str]:
+        """The tasks and sockets that are new since then, as problems."""
+        found = [f"left a task: {task.get_name()}, {task.get_coro()}" for task in self._new_tasks()]
         sockets = _open_sockets()
         if sockets is not None and self._sockets is not None and sockets > self._sockets:
             found.append(f"left sockets open: {sockets - self._sockets}")
@@ -195,7 +202,7 @@ class _Traces:
 
 
 def _open_sockets() -> int | None:
-    """How many sockets this process has open; ``None`` where the platform does not tell."""
+    """The number of open sockets of this process. ``None``: the platform does not list them."""
     for directory in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             return sum(_is_socket(int(name)) for name in os.listdir(directory))
@@ -206,25 +213,25 @@ def _is_socket(descriptor: int) -> bool:
     try:
         return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
     except OSError:
-        return False  # the one that listed the directory
+        return False  # the descriptor that listed the directory
 
 
 @contextlib.contextmanager
-def _overhearing(loop: asyncio.AbstractEventLoop) -> Iterator[list[str]]:
-    """Collect what otherwise would only be logged or warned of."""
-    overheard: list[str] = []
+def _collecting_reports(loop: asyncio.AbstractEventLoop) -> Iterator[list[str]]:
+    """Collect warnings, and errors that asyncio only logs."""
+    reports: list[str] = []
 
     def handler(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        overheard.append(f"the event loop was told: {context.get('message')} ({context.get('exception')!r})")
+        reports.append(f"the event loop reported: {context.get('message')} ({context.get('exception')!r})")
 
     usual_handler = loop.get_exception_handler()
     loop.set_exception_handler(handler)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield overheard
-        interesting = (ResourceWarning, RuntimeWarning)
-        overheard += [f"warned: {warning.message}" for warning in caught if issubclass(warning.category, interesting)]
+            yield reports
+        reported = (ResourceWarning, RuntimeWarning)
+        reports += [f"warned: {warning.message}" for warning in caught if issubclass(warning.category, reported)]
     finally:
         loop.set_exception_handler(usual_handler)
 
@@ -233,10 +240,10 @@ def _overhearing(loop: asyncio.AbstractEventLoop) -> Iterator[list[str]]:
 
 
 class _Interrupted:
-    """Awaits a coroutine, and has the task cancelled at the coroutine's `point`-th wait.
+    """Awaits a coroutine, and cancels its task at the coroutine's wait number `point`.
 
-    That is: soon after the wait begins; or, with `when_woken`, when the wait has ended but the task has not run yet, so
-    that the cancellation takes the place of the result.
+    The cancellation comes soon after the wait begins. If `when_woken`, it comes when the wait has ended and the task
+    has not run yet, so that it replaces the result.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], point: int, *, when_woken: bool) -> None:
@@ -269,7 +276,7 @@ class _Interrupted:
         task = asyncio.current_task()
         assert task is not None
         if self._when_woken and isinstance(awaited, asyncio.Future):
-            # Before the task's own callback, which it adds when it is given the future.
+            # This callback runs first, because the task adds its own callback later.
             awaited.add_done_callback(lambda _: task.cancel())
         else:
             asyncio.get_running_loop().call_soon(task.cancel)
@@ -280,11 +287,14 @@ def _thrower(steps: Generator[Any, Any, Any], error: BaseException) -> Callable[
 
 
 async def _interrupt(
-    bench: _Bench, verb: str, call: Callable[[], Coroutine[Any, Any, Any]], point: int, *, when_woken: bool
+    suite: _Suite, verb: str, call: Callable[[], Coroutine[Any, Any, Any]], point: int, *, when_woken: bool
 ) -> bool:
-    """Cancel one call at one await. Returns whether it came so far. Raises _Broken unless it ended as cancelled."""
+    """Cancel one call at one await. Returns whether the call came so far.
+
+    Raises _BrokenPromise unless the call ended as cancelled.
+    """
     moment = "when woken from" if when_woken else "in"
-    bench.doing = f"{verb}, cancelled {moment} its wait number {point},"
+    suite.doing = f"{verb}, cancelled {moment} its wait number {point},"
     interrupted = _Interrupted(call(), point, when_woken=when_woken)
 
     async def wait() -> Any:
@@ -296,17 +306,17 @@ async def _interrupt(
     finally:
         task.cancel()
     if not interrupted.was_reached:
-        task.result()  # it was not cancelled, so its own error is one
+        task.result()  # nobody cancelled it, so its error is a failure
         return False
     if not task.cancelled():
         error = task.exception()
-        how = "went on as if nothing had happened" if error is None else f"raised {error!r} instead of CancelledError"
-        raise _Broken(f"{bench.doing} {how}")
+        how = "did not raise CancelledError" if error is None else f"raised {error!r} instead of CancelledError"
+        raise _BrokenPromise(f"{suite.doing} {how}")
     return True
 
 
-def _points(bench: _Bench) -> Iterator[tuple[int, bool]]:
-    for point in range(1, bench.cancel_points + 1):
+def _points(suite: _Suite) -> Iterator[tuple[int, bool]]:
+    for point in range(1, suite.cancel_points + 1):
         yield point, False
         yield point, True
 
@@ -316,170 +326,166 @@ def _points(bench: _Bench) -> Iterator[tuple[int, bool]]:
 
 def _require(kept: bool, otherwise: str) -> None:
     if not kept:
-        raise _Broken(otherwise)
+        raise _BrokenPromise(otherwise)
 
 
-async def _has_all_methods(bench: _Bench) -> None:
-    _require(isinstance(bench.connector, Connector), "a method or a property of the Connector protocol is missing")
+async def _has_all_methods(suite: _Suite) -> None:
+    missing = _missing(suite.connector, *_CONNECTOR_MEMBERS)
+    _require(not missing, f"the Connector protocol also needs {', '.join(missing)}")
 
 
-async def _endpoint_says_where(bench: _Bench) -> None:
-    endpoint: object = bench.connector.endpoint
-    _require(isinstance(endpoint, str) and endpoint != "", f"it must be text that is not empty, not {endpoint!r}")
+def _missing(connector: object, *members: str) -> list[str]:
+    return [name for name in members if getattr(connector, name, None) is None]
 
 
-async def _connect_timeout_is_positive(bench: _Bench) -> None:
-    seconds: object = bench.connector.connect_timeout
+async def _endpoint_is_text(suite: _Suite) -> None:
+    endpoint: object = suite.connector.endpoint
+    _require(isinstance(endpoint, str) and endpoint != "", f"it must be a str that is not empty, not {endpoint!r}")
+
+
+async def _connect_timeout_is_positive(suite: _Suite) -> None:
+    seconds: object = suite.connector.connect_timeout
     is_right = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds < math.inf
     _require(is_right, f"it must be a finite number of seconds above 0, not {seconds!r}")
 
 
-async def _connect_gives_an_open_connection(bench: _Bench) -> None:
-    connection = await bench.connect()
-    bench.doing = "is_open()"
-    _require(bench.connector.is_open(connection) is True, "is_open() of a new connection is not True")
+async def _connect_gives_an_open_connection(suite: _Suite) -> None:
+    connection = await suite.connect()
+    suite.doing = "is_open()"
+    _require(suite.connector.is_open(connection) is True, "is_open() of a new connection is not True")
 
 
-async def _a_new_connection_has_no_streams(bench: _Bench) -> None:
-    connection = await bench.connect()
-    bench.doing = "has_streams()"
-    _require(bench.connector.has_streams(connection) is False, "has_streams() of a new connection is not False")
-    bench.doing = "wait_streams() without any"
-    await bench.connector.wait_streams(connection)
+async def _check_passes(suite: _Suite) -> None:
+    connection = await suite.connect()
+    suite.doing = "check() of a new connection"
+    await suite.connector.check(connection)
+    _require(suite.connector.is_open(connection), "the connection is not open after check()")
+    suite.doing = "a second check()"
+    await suite.connector.check(connection)
 
 
-async def _check_passes(bench: _Bench) -> None:
-    connection = await bench.connect()
-    bench.doing = "check() of a new connection"
-    await bench.connector.check(connection)
-    _require(bench.connector.is_open(connection), "the connection is not open any more after check()")
-    bench.doing = "a second check()"
-    await bench.connector.check(connection)
+async def _close_closes(suite: _Suite) -> None:
+    connection = await suite.connect()
+    suite.doing = "close()"
+    await suite.connector.close(connection)
+    _require(not suite.connector.is_open(connection), "the connection is still open after close()")
 
 
-async def _close_closes(bench: _Bench) -> None:
-    connection = await bench.connect()
-    bench.doing = "close()"
-    await bench.connector.close(connection)
-    _require(not bench.connector.is_open(connection), "the connection is still open after close()")
+async def _close_may_be_called_twice(suite: _Suite) -> None:
+    connection = await suite.connect()
+    suite.doing = "close()"
+    await suite.connector.close(connection)
+    suite.doing = "close() of a closed connection"
+    await suite.connector.close(connection)
+    aborted = await suite.connect()
+    suite.connector.abort(aborted)
+    suite.doing = "close() of an aborted connection"
+    await suite.connector.close(aborted)
 
 
-async def _close_may_be_called_twice(bench: _Bench) -> None:
-    connection = await bench.connect()
-    bench.doing = "close()"
-    await bench.connector.close(connection)
-    bench.doing = "close() of a closed connection"
-    await bench.connector.close(connection)
-    aborted = await bench.connect()
-    bench.connector.abort(aborted)
-    bench.doing = "close() of an aborted connection"
-    await bench.connector.close(aborted)
-
-
-async def _abort_ends_at_once(bench: _Bench) -> None:
-    connection = await bench.connect()
-    bench.doing = "abort()"
-    abort: Callable[[Any], object] = bench.connector.abort
+async def _abort_ends_at_once(suite: _Suite) -> None:
+    connection = await suite.connect()
+    suite.doing = "abort()"
+    abort: Callable[[Any], object] = suite.connector.abort
     returned = abort(connection)
     if inspect.iscoroutine(returned):
         returned.close()
     _require(not inspect.isawaitable(returned), "abort() must do its work at once, not return something to await")
-    _require(not bench.connector.is_open(connection), "the connection is still open after abort()")
+    _require(not suite.connector.is_open(connection), "the connection is still open after abort()")
 
 
-async def _abort_may_be_called_at_any_time(bench: _Bench) -> None:
-    connection = await bench.connect()
-    bench.doing = "abort()"
-    bench.connector.abort(connection)
-    bench.doing = "a second abort()"
-    bench.connector.abort(connection)
-    closed = await bench.connect()
-    bench.doing = "close()"
-    await bench.connector.close(closed)
-    bench.doing = "abort() of a closed connection"
-    bench.connector.abort(closed)
+async def _abort_may_be_called_at_any_time(suite: _Suite) -> None:
+    connection = await suite.connect()
+    suite.doing = "abort()"
+    suite.connector.abort(connection)
+    suite.doing = "a second abort()"
+    suite.connector.abort(connection)
+    closed = await suite.connect()
+    suite.doing = "close()"
+    await suite.connector.close(closed)
+    suite.doing = "abort() of a closed connection"
+    suite.connector.abort(closed)
 
 
-async def _on_lost_is_for_losses(bench: _Bench) -> None:
-    told: list[str] = []
-    closed, aborted = await bench.connect(), await bench.connect()
-    bench.doing = "on_lost()"
-    bench.connector.on_lost(closed, lambda: told.append("close()"))
-    bench.connector.on_lost(aborted, lambda: told.append("abort()"))
-    bench.doing = "close()"
-    await bench.connector.close(closed)
-    bench.connector.abort(aborted)
-    await asyncio.sleep(0.05)  # real peers notice, and answer
-    _require(not told, f"its callback was called after {' and after '.join(told)}")
+async def _on_lost_reports_only_losses(suite: _Suite) -> None:
+    called: list[str] = []
+    closed, aborted = await suite.connect(), await suite.connect()
+    suite.doing = "on_lost()"
+    suite.connector.on_lost(closed, lambda: called.append("close()"))
+    suite.connector.on_lost(aborted, lambda: called.append("abort()"))
+    suite.doing = "close()"
+    await suite.connector.close(closed)
+    suite.connector.abort(aborted)
+    await asyncio.sleep(0.05)  # a real peer needs time to notice and answer
+    _require(not called, f"its callback was called after {' and after '.join(called)}")
 
 
-async def _many_can_be_opened_at_once(bench: _Bench) -> None:
+async def _many_connections_can_be_opened_at_once(suite: _Suite) -> None:
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(bench.connect()) for _ in range(bench.connections)]
+        tasks = [group.create_task(suite.connect()) for _ in range(suite.connections)]
     connections = [task.result() for task in tasks]
-    _require(len({id(connection) for connection in connections}) == bench.connections, "some are the same object")
-    _require(all(map(bench.connector.is_open, connections)), "some are not open")
-    bench.doing = "check() of all at once"
+    _require(len({id(connection) for connection in connections}) == suite.connections, "some are the same object")
+    _require(all(map(suite.connector.is_open, connections)), "some are not open")
+    suite.doing = "check() of all at once"
     async with asyncio.TaskGroup() as group:
         for connection in connections:
-            group.create_task(bench.connector.check(connection))
-    bench.connector.abort(connections[0])
-    _require(all(map(bench.connector.is_open, connections[1:])), "abort() of one ended others too")
+            group.create_task(suite.connector.check(connection))
+    suite.connector.abort(connections[0])
+    _require(all(map(suite.connector.is_open, connections[1:])), "abort() of one ended others too")
 
 
-async def _connect_can_be_cancelled(bench: _Bench) -> None:
-    for point, when_woken in _points(bench):
-        before = _Traces()
-        if not await _interrupt(bench, "connect()", bench.open, point, when_woken=when_woken):
+async def _connect_can_be_cancelled(suite: _Suite) -> None:
+    for point, when_woken in _points(suite):
+        before = _Snapshot()
+        if not await _interrupt(suite, "connect()", suite.open, point, when_woken=when_woken):
             return
         await before.settle()
-        _require(not before.more(), f"{bench.doing} {' and '.join(before.more())}")
+        _require(not before.leaks(), f"{suite.doing} {' and '.join(before.leaks())}")
 
 
-async def _check_can_be_cancelled(bench: _Bench) -> None:
-    connection = await bench.connect()
-    for point, when_woken in _points(bench):
+async def _check_can_be_cancelled(suite: _Suite) -> None:
+    connection = await suite.connect()
+    for point, when_woken in _points(suite):
         is_reached = await _interrupt(
-            bench, "check()", lambda: bench.connector.check(connection), point, when_woken=when_woken
+            suite, "check()", lambda: suite.connector.check(connection), point, when_woken=when_woken
         )
-        _require(bench.connector.is_open(connection), f"{bench.doing} left the connection closed")
+        _require(suite.connector.is_open(connection), f"{suite.doing} left the connection closed")
         if not is_reached:
             return
-        bench.doing = f"check() after a {bench.doing.rstrip(',')}"
-        await bench.connector.check(connection)
+        suite.doing = f"check() after a {suite.doing.rstrip(',')}"
+        await suite.connector.check(connection)
 
 
-async def _close_can_be_cancelled(bench: _Bench) -> None:
-    for point, when_woken in _points(bench):
-        before = _Traces()
-        connection = await bench.connect()
-        close = lambda connection=connection: bench.connector.close(connection)  # noqa: E731
-        if not await _interrupt(bench, "close()", close, point, when_woken=when_woken):
+async def _close_can_be_cancelled(suite: _Suite) -> None:
+    for point, when_woken in _points(suite):
+        before = _Snapshot()
+        connection = await suite.connect()
+        close = lambda connection=connection: suite.connector.close(connection)  # noqa: E731
+        if not await _interrupt(suite, "close()", close, point, when_woken=when_woken):
             return
-        interrupted, bench.doing = bench.doing, f"abort() after {bench.doing.rstrip(',')}"
-        bench.connector.abort(connection)
-        _require(not bench.connector.is_open(connection), f"{bench.doing} left the connection open")
+        interrupted, suite.doing = suite.doing, f"abort() after {suite.doing.rstrip(',')}"
+        suite.connector.abort(connection)
+        _require(not suite.connector.is_open(connection), f"{suite.doing} left the connection open")
         await before.settle()
-        _require(not before.more(), f"{interrupted} and then aborted, {' and '.join(before.more())}")
+        _require(not before.leaks(), f"{interrupted} and then aborted, {' and '.join(before.leaks())}")
 
 
-async def _nothing_is_left_to_the_garbage_collector(bench: _Bench) -> None:
-    gc.collect()  # what there is to say is said in warnings
+async def _nothing_is_left_to_the_garbage_collector(suite: _Suite) -> None:
+    gc.collect()  # objects that were not closed warn now
 
 
 _CHECKS: Final[tuple[tuple[str, _Check], ...]] = (
     ("the protocol is complete", _has_all_methods),
-    ("endpoint says where", _endpoint_says_where),
+    ("endpoint is text", _endpoint_is_text),
     ("connect_timeout is positive", _connect_timeout_is_positive),
     ("connect() gives an open connection", _connect_gives_an_open_connection),
-    ("a new connection has no streams", _a_new_connection_has_no_streams),
     ("check() passes", _check_passes),
     ("close() closes", _close_closes),
-    ("close() does nothing to what has ended", _close_may_be_called_twice),
+    ("close() does nothing after the end", _close_may_be_called_twice),
     ("abort() ends at once", _abort_ends_at_once),
     ("abort() never raises", _abort_may_be_called_at_any_time),
-    ("on_lost() is for losses", _on_lost_is_for_losses),
-    ("many can be opened at once", _many_can_be_opened_at_once),
+    ("on_lost() reports only losses", _on_lost_reports_only_losses),
+    ("many connections can be opened at once", _many_connections_can_be_opened_at_once),
     ("connect() can be cancelled", _connect_can_be_cancelled),
     ("check() can be cancelled", _check_can_be_cancelled),
     ("close() can be cancelled, then aborted", _close_can_be_cancelled),
@@ -488,6 +494,32 @@ _LAST_CHECK: Final[tuple[str, _Check]] = (
     "nothing is left to the garbage collector",
     _nothing_is_left_to_the_garbage_collector,
 )
+
+
+# ---------------------------------------------------------------------- the promises of a StreamingConnector
+
+
+def _stream_checks(connector: Any) -> Iterator[tuple[str, _Check]]:
+    """The checks of streams. There are none for a connector that does not claim to have streams."""
+    missing = _missing(connector, *_STREAM_MEMBERS)
+    if len(missing) == len(_STREAM_MEMBERS):
+        return
+    yield "the protocol of streams is complete", _has_all_stream_methods
+    if not missing:
+        yield "a new connection has no streams", partial(_a_new_connection_has_no_streams, connector)
+
+
+async def _has_all_stream_methods(suite: _Suite) -> None:
+    missing = _missing(suite.connector, *_STREAM_MEMBERS)
+    _require(not missing, f"a connector with streams also needs {', '.join(missing)}")
+
+
+async def _a_new_connection_has_no_streams(connector: Any, suite: _Suite) -> None:
+    connection = await suite.connect()
+    suite.doing = "has_streams()"
+    _require(connector.has_streams(connection) is False, "has_streams() of a new connection is not False")
+    suite.doing = "wait_streams() of a new connection"
+    await connector.wait_streams(connection)
 
 
 # ---------------------------------------------------------------------- the promises of a QueryConnector
@@ -503,105 +535,108 @@ def _query_checks(connector: Connector, queries: SampleQueries | None) -> Iterat
 
 
 def _with(check: _QueryCheck, connector: QueryConnector, queries: SampleQueries) -> _Check:
-    return lambda bench: check(bench, connector, queries)
+    return lambda suite: check(suite, connector, queries)
 
 
-async def _has_all_query_methods(bench: _Bench) -> None:
-    _require(isinstance(bench.connector, QueryConnector), "a method of the QueryConnector protocol is missing")
+async def _has_all_query_methods(suite: _Suite) -> None:
+    missing = _missing(suite.connector, *_STREAM_MEMBERS, *_QUERY_MEMBERS)
+    _require(not missing, f"the QueryConnector protocol also needs {', '.join(missing)}")
 
 
-async def _queries_share_a_connection(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
-    bench.doing = f"run() of {_QUERIES_AT_ONCE} queries at once"
+async def _queries_share_a_connection(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
+    suite.doing = f"run() of {_QUERIES_AT_ONCE} queries at once"
     async with asyncio.TaskGroup() as group:
         runs = [connector.run(connection, queries.value(number), {}) for number in range(_QUERIES_AT_ONCE)]
         tasks = [group.create_task(run) for run in runs]
-    _require([task.result() for task in tasks] == list(range(_QUERIES_AT_ONCE)), "some got the answer of another")
+    _require(
+        [task.result() for task in tasks] == list(range(_QUERIES_AT_ONCE)), "some queries got the answer of another one"
+    )
 
 
-async def _run_returns_sequences_whole(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
-    bench.doing = "run() of a sequence"
+async def _run_returns_sequences_whole(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
+    suite.doing = "run() of a sequence"
     rows = await connector.run(connection, queries.rows(_ROWS), {})
     _require(isinstance(rows, list), f"a sequence must be a list, not {type(rows).__name__}")
-    _require(rows == list(range(_ROWS)), f"{len(rows)} rows came, not the {_ROWS} in their order")
-    _require(connector.has_streams(connection) is False, "has_streams() is not False when all rows have come")
+    _require_all_rows(rows)
+    _require(connector.has_streams(connection) is False, "has_streams() is not False after the last row")
 
 
-async def _what_has_ended_sends_nothing(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    closed, aborted = await bench.connect(), await bench.connect()
-    bench.doing = "close()"
+async def _an_ended_connection_sends_nothing(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    closed, aborted = await suite.connect(), await suite.connect()
+    suite.doing = "close()"
     await connector.close(closed)
     connector.abort(aborted)
     for connection, status in (closed, "a closed"), (aborted, "an aborted"):
         run = connector.run(connection, queries.value(1), {})
-        await _require_raises(bench, NotSent, f"run() on {status} connection", run)
+        await _require_raises(suite, NotSent, f"run() on {status} connection", run)
         opening = connector.open_stream(connection, queries.rows(1), {})
-        await _require_raises(bench, NotSent, f"open_stream() on {status} connection", opening)
+        await _require_raises(suite, NotSent, f"open_stream() on {status} connection", opening)
 
 
-async def _who_waits_is_told_of_the_end(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
-    bench.doing = "open_stream()"
+async def _waiting_calls_fail_at_the_end(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
+    suite.doing = "open_stream()"
     stream = await connector.open_stream(connection, queries.endless, {})
-    async with _slow_query(bench, connector, connection, queries) as run, _doing(_read_all(stream)) as read:
+    async with _slow_query(suite, connector, connection, queries) as run, _doing(_read_all(stream)) as read:
         await asyncio.sleep(0)
         connector.abort(connection)
-        await _require_raises(bench, ConnectionLost, "run() on a connection that was aborted meanwhile", run)
-        await _require_raises(bench, ConnectionLost, "reading from a connection that was aborted meanwhile", read)
+        await _require_raises(suite, ConnectionLost, "run() on a connection that is aborted", run)
+        await _require_raises(suite, ConnectionLost, "reading from a connection that is aborted", read)
     _require(connector.has_streams(connection) is False, "has_streams() of an aborted connection is not False")
 
 
-async def _queries_can_be_cancelled(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
+async def _queries_can_be_cancelled(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
 
-    async def require_unnoticed(answer: Awaitable[Any]) -> None:
-        interrupted, bench.doing = bench.doing, f"run() beside {bench.doing.rstrip(',')}"
-        _require(await answer == 2, f"{bench.doing} got a wrong answer")
+    async def require_unharmed(answer: Awaitable[Any]) -> None:
+        interrupted, suite.doing = suite.doing, f"run() beside {suite.doing.rstrip(',')}"
+        _require(await answer == 2, f"{suite.doing} got a wrong answer")
         _require(connector.is_open(connection), f"{interrupted} left the connection closed")
 
-    async with _slow_query(bench, connector, connection, queries) as slow:
+    async with _slow_query(suite, connector, connection, queries) as slow:
         slow.cancel()
-        bench.doing = "run() of a slow query, cancelled,"
+        suite.doing = "run() of a slow query, cancelled,"
         await asyncio.wait({slow})
-        _require(slow.cancelled(), f"{bench.doing} did not raise CancelledError")
-        await require_unnoticed(connector.run(connection, queries.value(2), {}))
+        _require(slow.cancelled(), f"{suite.doing} did not raise CancelledError")
+        await require_unharmed(connector.run(connection, queries.value(2), {}))
     run = partial(connector.run, connection, queries.value(1), {})
     open_stream = partial(connector.open_stream, connection, queries.endless, {})
     for verb, call in ("run()", run), ("open_stream()", open_stream):
-        for point, when_woken in _points(bench):
+        for point, when_woken in _points(suite):
             async with _doing(connector.run(connection, queries.value(2), {})) as neighbour:
-                is_reached = await _interrupt(bench, verb, call, point, when_woken=when_woken)
-                await require_unnoticed(neighbour)
+                is_reached = await _interrupt(suite, verb, call, point, when_woken=when_woken)
+                await require_unharmed(neighbour)
             if not is_reached:
                 break
-    await _wait_no_streams(bench, connector, connection, "cancelled")
+    await _wait_no_streams(suite, connector, connection, "cancelled")
 
 
-async def _only_sequences_are_streams(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
+async def _only_sequences_are_streams(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
     opening = connector.open_stream(connection, queries.value(1), {})
-    await _require_raises(bench, TypeError, "open_stream() of a query whose value is a number", opening)
+    await _require_raises(suite, TypeError, "open_stream() of a query whose value is a number", opening)
     _require(connector.is_open(connection), "it left the connection closed")
 
 
-async def _streams_read_to_their_end(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
-    bench.doing = "open_stream()"
+async def _streams_can_be_read_to_their_end(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
+    suite.doing = "open_stream()"
     stream = await connector.open_stream(connection, queries.rows(_ROWS), {})
-    _require(stream.is_feed is False, "is_feed of a stream that is no changefeed is not False")
-    bench.doing = "reading a stream"
+    _require(stream.is_feed is False, "is_feed of a stream that is not a changefeed is not False")
+    suite.doing = "reading a stream"
     rows = await _read_all(stream)
-    _require(rows == list(range(_ROWS)), f"{len(rows)} rows came, not the {_ROWS} in their order")
-    await _require_raises(bench, StopAsyncIteration, "reading a stream that has ended", anext(stream))
-    bench.doing = "close() of a stream that has ended"
-    _require(stream.close() is False, "close() of a stream that has ended is not False: there was nothing to cut off")
-    await _wait_no_streams(bench, connector, connection, "read to its end")
+    _require_all_rows(rows)
+    await _require_raises(suite, StopAsyncIteration, "reading a stream that has ended", anext(stream))
+    suite.doing = "close() of a stream that has ended"
+    _require(stream.close() is False, "close() of a stream that has ended does not return False")
+    await _wait_no_streams(suite, connector, connection, "read to its end")
 
 
-async def _cancelled_reads_lose_no_row(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
-    bench.doing = "open_stream()"
+async def _cancelled_reads_lose_no_row(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
+    suite.doing = "open_stream()"
     stream = await connector.open_stream(connection, queries.rows(_ROWS), {})
     rows = []
 
@@ -609,63 +644,67 @@ async def _cancelled_reads_lose_no_row(bench: _Bench, connector: QueryConnector,
         rows.append(await anext(stream, None))
 
     while None not in rows:
-        # Rows that are there do not wait, so only those are interrupted that begin a batch.
-        await _interrupt(bench, "a read", read, 1, when_woken=len(rows) % 2 == 1)
-        bench.doing = f"a read after {bench.doing.rstrip(',')}"
+        # Only the first row of a batch waits, so only these reads can be cancelled.
+        await _interrupt(suite, "a read", read, 1, when_woken=len(rows) % 2 == 1)
+        suite.doing = f"a read after {suite.doing.rstrip(',')}"
         await read()
-    came = rows[: rows.index(None)]
-    _require(came == list(range(_ROWS)), f"{len(came)} rows came, not the {_ROWS} in their order")
+    _require_all_rows(rows[: rows.index(None)])
 
 
-async def _closed_streams_are_none(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    connection = await bench.connect()
+async def _closed_streams_are_gone(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    connection = await suite.connect()
     for how in "closed", "dropped":
-        bench.doing = "open_stream()"
+        suite.doing = "open_stream()"
         stream = await connector.open_stream(connection, queries.endless, {})
         _require(connector.has_streams(connection) is True, "has_streams() is not True while one is open")
         if how == "closed":
-            bench.doing = "close() of a stream"
-            _require(stream.close() is True, "close() of a stream is not True: it was cut off")
-            bench.doing = "a second close() of a stream"
+            suite.doing = "close() of a stream"
+            _require(stream.close() is True, "close() of an open stream does not return True")
+            suite.doing = "a second close() of a stream"
             stream.close()
         else:
             del stream
             gc.collect(1)
-        await _wait_no_streams(bench, connector, connection, how)
-        _require(connector.is_open(connection), f"the connection is not open any more after a stream was {how}")
+        await _wait_no_streams(suite, connector, connection, how)
+        _require(connector.is_open(connection), f"the connection is not open after a stream was {how}")
 
 
-async def _may_pass_says_yes_or_no(bench: _Bench, connector: QueryConnector, queries: SampleQueries) -> None:
-    bench.doing = "may_pass()"
-    said: object = connector.may_pass(LookupError("nobody's error"))
-    _require(isinstance(said, bool), f"it must be true or false, not {said!r}")
+async def _is_transient_returns_a_bool(suite: _Suite, connector: QueryConnector, queries: SampleQueries) -> None:
+    suite.doing = "is_transient()"
+    is_transient: object = connector.is_transient(LookupError("an unknown error"))
+    _require(isinstance(is_transient, bool), f"it must be True or False, not {is_transient!r}")
 
 
-async def _require_raises(bench: _Bench, kind: type[Exception], doing: str, call: Awaitable[object]) -> None:
-    bench.doing = doing
+def _require_all_rows(rows: list[Any]) -> None:
+    found = f"{len(rows)} rows" + ", but not in order" * (len(rows) == _ROWS)
+    _require(rows == list(range(_ROWS)), f"expected {_ROWS} rows in order, got {found}")
+
+
+async def _require_raises(suite: _Suite, kind: type[Exception], doing: str, call: Awaitable[object]) -> None:
+    suite.doing = doing
     try:
         result = await call
     except kind:
         return
     except Exception as error:
-        raise _Broken(f"{doing} raised {error!r} instead of {kind.__name__}") from error
-    raise _Broken(f"{doing} returned {result!r} instead of raising {kind.__name__}")
+        raise _BrokenPromise(f"{doing} raised {error!r} instead of {kind.__name__}") from error
+    raise _BrokenPromise(f"{doing} returned {result!r} instead of raising {kind.__name__}")
 
 
 async def _read_all(stream: Stream) -> list[Any]:
     return [row async for row in stream]
 
 
-async def _wait_no_streams(bench: _Bench, connector: QueryConnector, connection: Any, how: str) -> None:
-    bench.doing = f"wait_streams() after a stream was {how}"
+async def _wait_no_streams(suite: _Suite, connector: QueryConnector, connection: Any, how: str) -> None:
+    suite.doing = f"wait_streams() after a stream was {how}"
     await connector.wait_streams(connection)
     _require(connector.has_streams(connection) is False, f"has_streams() is not False after a stream was {how}")
 
 
 @contextlib.asynccontextmanager
 async def _doing(work: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
-    """Do `work` beside; what is not done at the end is cancelled."""
-    task = asyncio.get_running_loop().create_task(work, name="check_connector: beside")
+    """Do `work` in a task, which is cancelled at the end of the block."""
+    task = asyncio.get_running_loop().create_task(work, name="check_connector: background")
     try:
         yield task
     finally:
@@ -675,12 +714,12 @@ async def _doing(work: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[A
 
 @contextlib.asynccontextmanager
 async def _slow_query(
-    bench: _Bench, connector: QueryConnector, connection: Any, queries: SampleQueries
+    suite: _Suite, connector: QueryConnector, connection: Any, queries: SampleQueries
 ) -> AsyncIterator[asyncio.Task[Any]]:
-    """Run the slow one beside, and go on when the peer has it: when it has answered what was sent after that."""
+    """Run the slow query in a task. The block begins when the peer has the query, as it has answered a later one."""
     async with _doing(connector.run(connection, queries.slow, {})) as task:
         await asyncio.sleep(0)
-        bench.doing = "run() beside a slow query"
+        suite.doing = "run() beside a slow query"
         await connector.run(connection, queries.value(1), {})
         if task.done():
             _require(False, f"the slow query was answered at once: {task.exception() or task.result()!r}")
@@ -690,12 +729,12 @@ async def _slow_query(
 _QUERY_CHECKS: Final[tuple[tuple[str, _QueryCheck], ...]] = (
     ("queries share a connection", _queries_share_a_connection),
     ("run() returns sequences whole", _run_returns_sequences_whole),
-    ("what has ended sends nothing", _what_has_ended_sends_nothing),
-    ("who waits is told of the end", _who_waits_is_told_of_the_end),
+    ("an ended connection sends nothing", _an_ended_connection_sends_nothing),
+    ("waiting calls fail if the connection ends", _waiting_calls_fail_at_the_end),
     ("queries can be cancelled", _queries_can_be_cancelled),
     ("only sequences are streams", _only_sequences_are_streams),
-    ("streams read to their end", _streams_read_to_their_end),
+    ("streams can be read to their end", _streams_can_be_read_to_their_end),
     ("cancelled reads lose no row", _cancelled_reads_lose_no_row),
-    ("closed streams are none", _closed_streams_are_none),
-    ("may_pass() says yes or no", _may_pass_says_yes_or_no),
+    ("closed streams are gone", _closed_streams_are_gone),
+    ("is_transient() returns a bool", _is_transient_returns_a_bool),
 )

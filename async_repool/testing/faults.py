@@ -1,7 +1,7 @@
-"""Faults on demand: what can go wrong, and the controls of it.
+"""Faults on demand: what can go wrong, and the controls that make it happen.
 
-What lives here: which faults are in force, which are still to come, and which have happened. What must not: sockets.
-The connections of an endpoint ask here what to do.
+This module knows which faults are active, which are pending, and which have happened. It has no sockets: an endpoint
+and its connections ask it what to do.
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import enum
 import random
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final, Literal
-
-if TYPE_CHECKING:
-    from ._endpoint import Endpoint
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
 
 
 class Fault(enum.StrEnum):
     """What can go wrong, as ``Faults.happened`` counts it."""
 
-    REFUSE = "refuse"  #: the port was closed (counted once each time; attempts to connect leave no trace)
-    MUTE = "mute"  #: a connection was accepted that will never be answered
+    REFUSE = "refuse"  #: the port was closed (attempts to connect are not counted)
+    MUTE = "mute"  #: a connection was accepted and will never be answered
     FREEZE = "freeze"  #: everything was frozen
     DELAY = "delay"  #: an answer was held back
     RESET = "reset"  #: a connection was reset
-    EOF = "eof"  #: a connection was ended in good order
+    EOF = "eof"  #: a connection was closed in good order
     GARBAGE = "garbage"  #: random bytes were sent instead of an answer
-    BAD_JSON = "bad json"  #: an answer's header was followed by as many bytes that are no JSON
-    HALF_ANSWER = "half answer"  #: half an answer was sent, then the connection was ended
-    WRONG_TOKEN = "wrong token"  #: an answer came with another token
+    BAD_JSON = "bad json"  #: the body of an answer was replaced by bytes that are not JSON
+    HALF_ANSWER = "half answer"  #: half an answer was sent, then the connection was closed
+    WRONG_TOKEN = "wrong token"  #: an answer was sent with another token
 
 
 Injectable = Literal[Fault.GARBAGE, Fault.BAD_JSON, Fault.HALF_ANSWER, Fault.WRONG_TOKEN]
@@ -36,15 +34,33 @@ _NEED_A_FRAME: Final = frozenset({Fault.BAD_JSON, Fault.WRONG_TOKEN})
 When = Literal["now", "next connection", "after next answer"]
 
 
-class Faults:
-    """The fault controls of a ``StandInServer`` or a ``FaultProxy``. Nothing here waits; a fault begins at once.
+class FaultyConnection(Protocol):
+    """What ``Faults`` needs of a connection."""
 
-    An answer is whatever the server sends in one piece: a message of the log-in, or one response to a query. What is
-    injected applies to the next answers on any connection, once each and in the order given.
+    def cut(self, *, orderly: bool = False) -> None:
+        """End the connection at once: reset it, or close it if ``orderly``."""
+
+
+class FaultyEndpoint(Protocol):
+    """What ``Faults`` needs of a listening port."""
+
+    @property
+    def open_connections(self) -> Sequence[FaultyConnection]:
+        """The connections that are open now."""
+
+    def update(self) -> None:
+        """Apply the active faults now."""
+
+
+class Faults:
+    """The fault controls of a ``StandInServer`` or a ``FaultProxy``. No method waits. A fault begins at once.
+
+    An answer is one message of the server: a message of the login, or one response to a query. An injected fault
+    applies to the next answer on any connection. Several injected faults apply to one answer each, in order.
     """
 
     def __init__(self) -> None:
-        self._endpoints: set[Endpoint] = set()
+        self._endpoints: set[FaultyEndpoint] = set()
         self._delay = 0.0
         self._is_frozen = False
         self._is_mute = False
@@ -62,7 +78,7 @@ class Faults:
 
     @property
     def delay(self) -> float:
-        """Seconds by which each answer is late; 0 for none."""
+        """Seconds by which each answer is delayed. 0: no delay."""
         return self._delay
 
     @delay.setter
@@ -73,12 +89,12 @@ class Faults:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether ``freeze`` is in force."""
+        """Whether the endpoint is frozen."""
         return self._is_frozen
 
     @property
     def is_mute(self) -> bool:
-        """Whether connections are accepted that will never be answered."""
+        """Whether new connections will never be answered."""
         return self._is_mute
 
     @property
@@ -88,22 +104,25 @@ class Faults:
 
     @property
     def pending(self) -> int:
-        """Faults injected, or cuts asked for later, that have not happened yet."""
+        """The number of injected faults and later cuts that have not happened yet."""
         return len(self._answers) + len(self._connections)
 
     def happened(self, fault: Fault) -> int:
-        """How often a fault has happened. ``clear`` does not reset it."""
+        """How often a fault has happened. ``clear`` does not reset this count."""
         return self._counts[fault]
 
     def refuse(self, on: bool = True) -> None:
-        """Close the listening port, so that connecting is refused, or open it again. Open connections live on."""
+        """Close the listening port, which refuses new connections; ``refuse(False)`` opens it again.
+
+        Open connections stay open.
+        """
         if on and not self._is_refusing:
             self.count(Fault.REFUSE)
         self._is_refusing = on
         self._update()
 
     def mute(self, on: bool = True) -> None:
-        """Accept connections and never answer them. One that was accepted so stays mute after ``mute(False)``."""
+        """Accept new connections and never answer them. A mute connection stays mute after ``mute(False)``."""
         self._is_mute = on
 
     def freeze(self) -> None:
@@ -114,15 +133,15 @@ class Faults:
         self._update()
 
     def thaw(self) -> None:
-        """End ``freeze``: what has piled up is accepted, read and answered."""
+        """End ``freeze``: accept, read and answer everything that has arrived meanwhile."""
         self._is_frozen = False
         self._update()
 
     def cut(self, *, orderly: bool = False, when: When = "now") -> int:
-        """Cut connections: reset, or with ``orderly`` ended (what is already written is still sent).
+        """Reset connections. If ``orderly``, close them instead: bytes that are already written are still sent.
 
-        ``"now"`` cuts all that are open and returns their number. ``"next connection"`` cuts the next one as it is
-        accepted, ``"after next answer"`` the one that gets the next answer, behind it; both return 0.
+        ``"now"`` cuts all open connections and returns their number. ``"next connection"`` cuts the next connection
+        when it is accepted. ``"after next answer"`` sends the next answer and then cuts its connection. Both return 0.
         """
         fault = Fault.EOF if orderly else Fault.RESET
         if when == "next connection":
@@ -140,18 +159,19 @@ class Faults:
         return 0
 
     def inject(self, fault: Injectable, times: int = 1) -> None:
-        """Spoil the next answer, or the next ``times``.
+        """Spoil the next answer, or the next ``times`` answers.
 
-        ``GARBAGE``: 64 random bytes instead (the same in every run). ``BAD_JSON``: its header, then as many bytes
-        that are no JSON. ``HALF_ANSWER``: its first half, then end of file. ``WRONG_TOKEN``: its token plus 1,000,000.
-        ``BAD_JSON`` and ``WRONG_TOKEN`` let messages of the log-in pass, which have no header.
+        ``GARBAGE`` sends 64 random bytes instead of the answer (the same bytes in every run). ``BAD_JSON`` sends the
+        header, then bytes that are not JSON instead of the body. ``HALF_ANSWER`` sends the first half, then closes the
+        connection. ``WRONG_TOKEN`` adds 1,000,000 to the token. ``BAD_JSON`` and ``WRONG_TOKEN`` skip the messages of
+        the login, because these have no header.
         """
         if fault not in _INJECTABLE:
             raise ValueError(f"{fault!r} cannot be injected; use {', '.join(sorted(_INJECTABLE))}")
         self._answers.extend([(fault, fault in _NEED_A_FRAME)] * times)
 
     def clear(self) -> None:
-        """End every lasting fault and forget what has not happened yet. The counts stay."""
+        """End every lasting fault and drop all pending ones. The counts stay."""
         self._delay = 0.0
         self._is_frozen = self._is_mute = self._is_refusing = False
         self._answers.clear()
@@ -162,15 +182,15 @@ class Faults:
 
     @property
     def is_calm(self) -> bool:
-        """Whether answers may pass untouched."""
+        """Whether answers pass unchanged."""
         return not (self._delay or self._is_frozen or self._answers)
 
     def count(self, fault: Fault) -> None:
-        """Note that a fault has happened."""
+        """Count a fault that has happened."""
         self._counts[fault] += 1
 
     def for_answer(self, is_frame: bool) -> Fault | None:
-        """The fault, counted, that the next answer must suffer."""
+        """Take and count the fault for the next answer, if there is one."""
         if not self._answers or (self._answers[0][1] and not is_frame):
             return None
         fault, _ = self._answers.popleft()
@@ -178,22 +198,22 @@ class Faults:
         return fault
 
     def for_connection(self) -> Fault | None:
-        """The fault, counted, that the connection accepted now must suffer."""
+        """Take and count the fault for a new connection, if there is one."""
         fault = self._connections.popleft() if self._connections else Fault.MUTE if self._is_mute else None
         if fault is not None:
             self.count(fault)
         return fault
 
     def random_bytes(self, size: int) -> bytes:
-        """The next bytes of garbage: the same in every run."""
+        """The next garbage bytes. They are the same in every run."""
         return self._random.randbytes(size)
 
-    def attach(self, endpoint: Endpoint) -> None:
-        """Govern an endpoint."""
+    def attach(self, endpoint: FaultyEndpoint) -> None:
+        """Control an endpoint from now on."""
         self._endpoints.add(endpoint)
 
-    def detach(self, endpoint: Endpoint) -> None:
-        """Govern an endpoint no more."""
+    def detach(self, endpoint: FaultyEndpoint) -> None:
+        """Stop controlling an endpoint."""
         self._endpoints.discard(endpoint)
 
     def _update(self) -> None:

@@ -1,6 +1,7 @@
 """A TCP proxy with faults, in front of any server.
 
-What lives here: passing bytes on, in both directions, answer by answer. What must not: what an answer means.
+This module passes bytes on in both directions, and the server's bytes answer by answer. It does not know what an answer
+means.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from ._endpoint import ClientConnection, Endpoint
-from ._wire import MAGIC_V1_0, AnswerSplitter
 from .faults import Faults
+from .standin.endpoint import ClientConnection, Endpoint
+from .standin.wire import MAGIC_V1_0, AnswerSplitter
 
 
 class FaultProxy(Endpoint):
     """A TCP proxy with faults, in front of any RethinkDB server.
 
-    Answers are told apart by reading the protocol. Where it is not RethinkDB's in the clear (TLS, say), whatever
-    arrives in one piece counts as one answer of the log-in.
+    The proxy reads the protocol to find where an answer ends. If it cannot read the protocol, as with TLS, each piece
+    that arrives counts as one answer of the login.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class FaultProxy(Endpoint):
         self.target = (target_host, target_port)
 
     def connection(self) -> ClientConnection:
-        """A new client's connection, which opens one to the target."""
+        """Make the object for a client's connection, which opens a connection to the target."""
         return _ProxyConnection(self)
 
 
@@ -44,7 +45,7 @@ class _ProxyConnection(ClientConnection):
         super().__init__(endpoint)
         self._proxy = endpoint
         self._upstream = _Upstream(self, endpoint)
-        self._is_opaque: bool | None = None  # not known before the client's first bytes
+        self._is_opaque: bool | None = None  # None until the first bytes of the client arrive
         self._splitter = AnswerSplitter()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -119,7 +120,7 @@ class _Upstream(asyncio.Protocol):
             transport.pause_reading()
 
     def close(self) -> None:
-        """End the connection once what the client has sent is passed on."""
+        """Close the connection after everything from the client is passed on."""
         self.may_write = False
         if self._transport is not None:
             self._transport.close()

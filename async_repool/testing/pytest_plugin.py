@@ -1,16 +1,17 @@
 """The pytest plugin: a server for a test session, and async tests on virtual time.
 
-Here are the fixture ``rethinkdb_server``, with all the ways to come by a server, and the marker ``virtual_time``. What
-the server is, and how the clock works, is elsewhere. pytest imports this file in every session where the library is
-installed, before coverage is measured: so it imports neither the pool nor the driver, and from this library only what
-is needed, late.
+This module has the fixture ``rethinkdb_server``, all ways to get a server, and the marker ``virtual_time``. The
+stand-in server and the virtual clock are elsewhere. pytest imports this module in every session if the library is
+installed, and before coverage is measured. So the module imports neither the pool nor the driver, and other parts of
+this library only when a test uses them.
 
-The server comes from the first of these that can be had, and the report's header says which, and why none before it:
+The server is the first of these that is available. The report's header names it, and says why the ones before it are
+not:
 
-1. ``RETHINKDB_URL``, as in ``rethinkdb://user:password@host:port``. Asked for, so a failure if it cannot be reached;
+1. ``RETHINKDB_URL``, such as ``rethinkdb://user:password@host:port``. If it cannot be reached, the tests fail;
 2. a ``rethinkdb`` program on the ``PATH``, started on free ports with its data in a temporary directory;
-3. ``testcontainers``, where it is installed and a Docker engine answers;
-4. the stand-in server of this package, a test double, in a process of its own.
+3. ``testcontainers``, if it is installed and a Docker engine answers;
+4. the stand-in server of this package, a test double, in its own process.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ __all__ = ["RethinkDBServer"]
 
 _IMAGE: Final = "rethinkdb:2.4.4-bookworm-slim"
 _DRIVER_PORT: Final = 28015
-_REACH_SECONDS: Final = 5.0  # for a server that should be running already
-_START_SECONDS: Final = 30.0  # for one that was just started
+_REACH_SECONDS: Final = 5.0  # for a server that should be running
+_START_SECONDS: Final = 30.0  # for a server that was just started
 _POLL_SECONDS: Final = 0.05
-_IMAGE_SECONDS: Final = 120.0  # for Docker, which may have to download
-_ENGINE_SECONDS: Final = 1.0  # for the Docker engine to say that it is there; every session's start may take so long
-_START_ATTEMPTS: Final = 3  # a free port may be taken by another before the program takes it
+_IMAGE_SECONDS: Final = 120.0  # for Docker, which may have to download the image
+_ENGINE_SECONDS: Final = 1.0  # for the Docker engine to answer; the start of every session may take so long
+_START_ATTEMPTS: Final = 3  # another program may take the free port first
 
 
 # ---------------------------------------------------------------------- the server
@@ -56,12 +57,12 @@ _START_ATTEMPTS: Final = 3  # a free port may be taken by another before the pro
 
 @dataclass(frozen=True, kw_only=True)
 class RethinkDBServer:
-    """The server that the fixture ``rethinkdb_server`` gives. Its ``repr`` and :attr:`url` tell no password."""
+    """The server of the fixture ``rethinkdb_server``. Its ``repr`` and :attr:`url` do not show the password."""
 
     host: str
     port: int
     kind: Literal["url", "binary", "container", "stand-in"]
-    """Where it runs from. ``"stand-in"`` is not RethinkDB: a test double that knows fewer terms."""
+    """How it was found or started. ``"stand-in"`` is not RethinkDB, but a test double that knows fewer terms."""
     user: str = "admin"
     password: str = field(default="", repr=False)
 
@@ -72,26 +73,26 @@ class RethinkDBServer:
 
     @property
     def connect_arguments(self) -> dict[str, Any]:
-        """What ``r.connect()`` and the pool take: host, port, user and password."""
+        """The arguments of ``r.connect()`` and of the pool: host, port, user and password."""
         return {"host": self.host, "port": self.port, "user": self.user, "password": self.password}
 
 
 class _Unavailable(Exception):
-    """This way to a server is closed. The text says why, in a few words."""
+    """This way to get a server does not work. The text says why, in a few words."""
 
 
 @dataclass(frozen=True)
 class _Way:
     name: str
     why_not: Callable[[], str | None]
-    """Says from cheap evidence why this way is closed; ``None``: it seems open."""
+    """A quick test of why this way does not work. ``None``: it seems to work."""
     serve: Callable[[], AbstractContextManager[RethinkDBServer]]
-    """Raises _Unavailable on entering where it was closed after all."""
+    """Starts the server. Raises _Unavailable if this way does not work after all."""
     may_fall_back: bool = True
 
 
 class _Choice:
-    """The way that was chosen, and why none before it."""
+    """The chosen way, and why the ones before it were rejected."""
 
     def __init__(self) -> None:
         self.rejected: list[str] = []
@@ -100,8 +101,8 @@ class _Choice:
         self._rejected_early = len(self.rejected)
 
     @property
-    def found_out_late(self) -> list[str]:
-        """What was rejected only when it was to be started."""
+    def rejected_late(self) -> list[str]:
+        """The ways that seemed to work but could not be started."""
         return self.rejected[self._rejected_early :]
 
     def _next(self) -> _Way:
@@ -138,26 +139,26 @@ def _choice(config: pytest.Config) -> _Choice:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Name the server, and why not a better one. Starts nothing."""
+    """Name the server, and say why the other ways do not work. Starts nothing."""
     choice = _choice(config)
     return [f"rethinkdb_server: {choice.way.name}", *(f"  {line}" for line in choice.rejected)]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say so where the server in the header could not be had after all."""
+    """Name the server that was used instead of the one in the header, if that one could not be started."""
     choice = config.stash.get(_CHOICE, None)
-    if choice is not None and choice.found_out_late:
+    if choice is not None and choice.rejected_late:
         terminalreporter.section("rethinkdb_server")
-        for line in choice.found_out_late:
+        for line in choice.rejected_late:
             terminalreporter.line(line)
         terminalreporter.line(f"used instead: {choice.way.name}")
 
 
 @pytest.fixture(scope="session")
 def rethinkdb_server(request: pytest.FixtureRequest) -> Iterator[RethinkDBServer]:
-    """A RethinkDB server for the session, or a stand-in: see ``kind``. Its data is shared by all tests of the session.
+    """A RethinkDB server for the session, or a stand-in: see ``kind``. All tests of the session share its data.
 
-    Fails the test where none can be had, as when ``RETHINKDB_URL`` names one that cannot be reached.
+    The test fails if no server is available, for example if ``RETHINKDB_URL`` names one that cannot be reached.
     """
     try:
         with _choice(request.config).serve() as server:
@@ -195,12 +196,12 @@ def _serve_url() -> Iterator[RethinkDBServer]:
 
 
 def _parse_url(url: str) -> RethinkDBServer:
-    # Neither the URL nor urlsplit's own errors are repeated: both may hold a password.
+    # The messages repeat neither the URL nor the errors of urlsplit, because both may contain a password.
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise _Unavailable("RETHINKDB_URL is no URL") from None
+        raise _Unavailable("RETHINKDB_URL is not a URL") from None
     if parts.scheme != "rethinkdb" or not host:
         raise _Unavailable("RETHINKDB_URL must look like rethinkdb://[user:password@]host[:port]") from None
     return RethinkDBServer(
@@ -230,10 +231,10 @@ def _serve_binary() -> AbstractContextManager[RethinkDBServer]:
 
 
 def _serve_stand_in() -> AbstractContextManager[RethinkDBServer]:
-    # A process, not a thread: it shares neither the interpreter's lock nor the event loops, warnings and hangs of the
-    # tests, and comes and goes as a real server does.
+    # A process, not a thread, because it starts and ends as a real server does. Nor can tests that hang, warn or keep
+    # the interpreter busy disturb it.
     def command(directory: Path, port: int) -> list[str]:
-        # Like `python -m async_repool.testing`; but it finds the library where this file is, be it installed or not.
+        # Like `python -m async_repool.testing`, but this also works if the library is not installed.
         run = "runpy.run_module('async_repool.testing', run_name='__main__')"
         program = f"import runpy, sys; sys.path.append(sys.argv.pop(1)); {run}"
         return [sys.executable, "-c", program, str(Path(__file__).parents[2]), "--port", str(port)]
@@ -261,7 +262,7 @@ def _serve_program(
 
 @contextmanager
 def _program(command: list[str], log: Path) -> Iterator[Callable[[], str | None]]:
-    """Run a program until the end of the block. Yields what says why it ended; ``None`` while it runs."""
+    """Run a program until the end of the block. Yields a function that says why it ended; ``None``: it still runs."""
     with log.open("wb") as output:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
@@ -278,7 +279,7 @@ def _program(command: list[str], log: Path) -> Iterator[Callable[[], str | None]
     try:
         yield why_ended
     finally:
-        process.kill()  # its data is going to be deleted: nothing to save
+        process.kill()  # it need not save its data, which are deleted
         process.wait()
 
 
@@ -316,7 +317,7 @@ def _engine_url() -> str:
 def _ping_engine(url: str) -> None:
     """Raise OSError unless the Docker engine answers at once."""
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "tcp":  # may speak TLS: that something listens has to do
+    if parts.scheme == "tcp":  # it may speak TLS, so a connection is all that can be tested
         socket.create_connection((parts.hostname or "localhost", parts.port or 2375), _ENGINE_SECONDS).close()
     elif parts.scheme == "unix" and hasattr(socket, "AF_UNIX"):
         with socket.socket(socket.AF_UNIX) as connection:
@@ -325,7 +326,7 @@ def _ping_engine(url: str) -> None:
             connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
             answer = connection.recv(64)
         if answer.split(b" ")[1:2] != [b"200"]:
-            raise OSError("it is not well")
+            raise OSError("it answered with an error")
 
 
 @contextmanager
@@ -339,11 +340,11 @@ def _serve_container() -> Iterator[RethinkDBServer]:
 
 
 def _start_container() -> tuple[Any, str, int]:
-    # testcontainers cannot be told how long it may take, and downloading may take minutes: so it works in a thread.
+    # testcontainers has no timeout, and a download may take minutes. So it works in a thread.
     outcomes: queue.SimpleQueue[tuple[Any, str, int] | BaseException] = queue.SimpleQueue()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it deprecates is not the business of the tests at hand
+        warnings.simplefilter("ignore")  # its deprecations do not concern the user's tests
         from testcontainers.core.container import DockerContainer
 
     def start() -> None:
@@ -377,11 +378,11 @@ def _start_container() -> tuple[Any, str, int]:
     return outcome
 
 
-# ---------------------------------------------------------------------- is it there?
+# ---------------------------------------------------------------------- waiting for a server
 
 
 def _wait_ready(host: str, port: int, seconds: float, why_ended: Callable[[], str | None]) -> None:
-    """Wait until a RethinkDB server answers. Raises _Unavailable after `seconds`, or as soon as `why_ended` has a
+    """Wait until a RethinkDB server answers. Raises _Unavailable after `seconds`, or as soon as `why_ended` gives a
     reason.
     """
     deadline = time.monotonic() + seconds
@@ -399,14 +400,14 @@ def _wait_ready(host: str, port: int, seconds: float, why_ended: Callable[[], st
 
 
 def _greet(host: str, port: int, seconds: float) -> None:
-    """Exchange the first message of the handshake, which needs no password. Raises OSError or ValueError."""
+    """Exchange the first message of the login, which needs no password. Raises OSError or ValueError."""
     with socket.create_connection((host, port), max(0.1, seconds)) as connection:
         connection.sendall(b"\xc3\xbd\xc2\x34")
         answer = bytearray()
         while not answer.endswith(b"\0"):
             chunk = connection.recv(1024)
             if not chunk:
-                raise ConnectionResetError("it ended the connection")
+                raise ConnectionResetError("it closed the connection")
             answer += chunk
             if len(answer) > 4096:
                 raise ValueError("it does not speak RethinkDB's protocol")
@@ -441,13 +442,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "virtual_time(start=0.0, max_steps=500_000): run the async test on an event loop whose clock jumps to the next "
-        "timer when nothing is ready. A test that hangs or leaves tasks behind fails. Does nothing to other tests.",
+        "timer if nothing is ready. A test that hangs or leaves tasks over fails. Sync tests are not changed.",
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Have a marked test run on virtual time, whatever other plugin has made it its own for being async."""
+    """Run a marked async test on virtual time, even if another plugin wants to run it."""
     marker = item.get_closest_marker("virtual_time")
     if marker is None or not isinstance(item, pytest.Function):
         return
@@ -456,8 +457,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     owner, attribute = _coroutine_function(item)
     if inspect.iscoroutinefunction(getattr(owner, attribute)):
         _refuse_async_fixtures(item)
-        # On the item itself: pytest-asyncio's own class of items overrides runtest() to start a real loop. Its hooks
-        # and those of others still see the test, but as one that is not async any more.
+        # This replaces runtest() on the item, because the items of pytest-asyncio start a real loop there. All hooks
+        # still see the test, but it is not async any more.
         item.runtest = functools.partial(_run_on_virtual_time, item, dict(marker.kwargs))  # type: ignore[method-assign]
 
 
@@ -478,13 +479,13 @@ def _run_on_virtual_time(item: pytest.Function, options: dict[str, Any]) -> None
             patch.setattr(owner, attribute, on_virtual_time)
             pytest.Function.runtest(item)
     finally:
-        # Coroutines that nobody awaited warn when they are collected: in this test, not in some later one. The oldest
-        # generation is left out, it takes long and what the test made is not there.
+        # A coroutine that was never awaited warns when it is collected. This must happen in this test, not in a later
+        # one. The oldest generation takes long, and objects of this test are not in it.
         gc.collect(1)
 
 
 def _coroutine_function(item: pytest.Function) -> tuple[Any, str]:
-    """Where the function is that pytest calls; under ``@hypothesis.given``, the one that Hypothesis calls."""
+    """The object and the attribute that hold the test function. Under ``@hypothesis.given``, Hypothesis calls it."""
     hypothesis_handle = getattr(item.obj, "hypothesis", None)
     if hasattr(hypothesis_handle, "inner_test"):
         return hypothesis_handle, "inner_test"
@@ -498,6 +499,6 @@ def _refuse_async_fixtures(item: pytest.Function) -> None:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             pytest.fail(
                 f"{item.name} runs on virtual time, but its fixture {name!r} is async and would run on another event "
-                "loop. Make it a plain fixture, or an async context manager that the test enters",
+                "loop. Use a plain fixture, or an async context manager that the test enters",
                 pytrace=False,
             )

@@ -1,16 +1,16 @@
-"""A connector with a remote control: no server, no sockets, and every failure on demand.
+"""A connector without a server and without sockets. A test scripts what each call does, failures included.
 
-Here are :class:`ScriptedConnector`, its connections and streams, and the behaviours that a test gives them. It keeps
-every promise of the ``QueryConnector`` protocol except where it is told to break one. It knows nothing of pools,
-drivers or pytest, and runs on any event loop; on that of ``virtual_clock`` nothing takes real time::
+This module has :class:`ScriptedConnector`, its connections and streams, and the behaviours that a test scripts. The
+connector keeps every promise of the ``QueryConnector`` protocol unless the script breaks one. It does not know pools,
+drivers or pytest, and runs on any event loop. On the loop of ``virtual_clock`` nothing takes real time::
 
     connector = ScriptedConnector()
-    connector.connects.then(ok(), error(OSError("refused")), slow(2), never())   # the next four
-    connector.checks.always(error(ConnectionResetError()))                      # all others
-    held = connector.closes.hold()                                              # the next one waits here …
-    held.release()                                                              # … for this
+    connector.connects.then(ok(), error(OSError("refused")), slow(2), never())   # the next four calls
+    connector.checks.always(error(ConnectionResetError()))                      # all other calls
+    held = connector.closes.hold()                                              # the next call waits …
+    held.release()                                                              # … until it is released
     connector.streams.then(ok([1, 2]), feed(3))                                 # a sequence; a changefeed …
-    connector.opened_streams[-1].send(4)                                        # … which has news
+    connector.opened_streams[-1].send(4)                                        # … which gets another row
 """
 
 from __future__ import annotations
@@ -44,49 +44,48 @@ __all__ = [
 _DEFAULT: Final = object()
 
 
-# ---------------------------------------------------------------------- what a call may do
+# ---------------------------------------------------------------------- behaviours
 
 
 class Behaviour(ABC):
-    """What one call does. Made by :func:`ok`, :func:`feed`, :func:`error`, :func:`slow`, :func:`never` and
-    :meth:`Verb.hold`.
+    """What one call does. :func:`ok`, :func:`feed`, :func:`error`, :func:`slow`, :func:`never` and :meth:`Verb.hold`
+    make behaviours.
     """
 
     @abstractmethod
     async def _play(self) -> Any:
-        """Wait as long as it should take; return the result, or raise."""
+        """Wait as long as the call takes. Return its result, or raise its error."""
 
 
 def ok(result: object = _DEFAULT, *, turns: int = 1) -> Behaviour:
     """Succeed.
 
-    :param result: what a query returns; without it, the options it was run with. The rows of a stream, which come at
-        once and are all; without them, a stream that the test sends rows to. No other verb returns anything of yours.
-    :param turns: turns of the event loop that it takes. Real connectors never take less than 1; 0: does not wait at
-        all.
+    :param result: the value of a query (default: the query's options), or all rows of a stream (default: a stream that
+        the test sends rows to). Other verbs ignore it.
+    :param turns: how many turns of the event loop the call takes. Real connectors take at least 1. 0: it does not wait.
     """
     return _Ok(result, turns)
 
 
 def feed(*rows: object, turns: int = 1) -> Behaviour:
-    """Open a changefeed: `rows` come at once, and the test sends what follows. For streams only.
+    """Open a changefeed that has `rows` at once. The test sends all further rows. For streams only.
 
-    :param turns: turns of the event loop that it takes.
+    :param turns: how many turns of the event loop the call takes.
     """
     return _Ok(_FeedRows(rows), turns)
 
 
 def error(exception: BaseException, *, turns: int = 1) -> Behaviour:
-    """Raise `exception`: that very object, each time. A :exc:`~async_repool.errors.NotSent` says that the query was
-    never sent, though the connection seemed to be open.
+    """Raise `exception`, the same object each time. :exc:`~async_repool.errors.NotSent` means that the query was never
+    sent, although the connection seemed to be open.
 
-    :param turns: turns of the event loop that it takes before that.
+    :param turns: how many turns of the event loop the call takes.
     """
     return _Error(exception, turns)
 
 
 def slow(seconds: float, then: Behaviour | None = None) -> Behaviour:
-    """Take `seconds` of the loop's time, and then behave like `then`; ``None``: succeed."""
+    """Wait for `seconds` of the loop's time, then behave like `then`. ``None``: succeed."""
     return _Slow(seconds, ok(turns=0) if then is None else then)
 
 
@@ -96,7 +95,7 @@ def never() -> Behaviour:
 
 
 class _FeedRows(NamedTuple):
-    """What a stream is opened with that is a changefeed."""
+    """The first rows of a changefeed."""
 
     rows: tuple[object, ...]
 
@@ -118,7 +117,7 @@ class _Error(Behaviour):
 
     async def _play(self) -> Any:
         await _wait_turns(self.turns)
-        # Without the frames of the last time, or it would keep alive whatever called then.
+        # A traceback would keep the objects of the last call alive.
         raise self.exception.with_traceback(None)
 
 
@@ -148,16 +147,17 @@ class Held(Behaviour):
 
     @property
     def is_entered(self) -> bool:
-        """Whether the call has come."""
+        """Whether the call has begun."""
         return self._entered.is_set()
 
     async def wait_entered(self) -> None:
-        """Wait, as long as it takes, until the call has come. Cancelling it changes nothing."""
+        """Wait until the call begins, without a limit in time. Cancelling it changes nothing."""
         await self._entered.wait()
 
     def release(self, then: Behaviour | None = None) -> None:
-        """Let the call go on, and behave like `then`; ``None``: succeed. If the call has not come yet, it will not
-        wait.
+        """Let the call go on, and behave like `then`. ``None``: succeed.
+
+        A call that has not begun yet will not wait.
         """
         if then is not None:
             self._then = then
@@ -175,7 +175,7 @@ async def _wait_turns(turns: int) -> None:
 
 
 class Verb:
-    """The remote control of one of the connector's verbs, and the count of its calls."""
+    """The script of one of the connector's verbs, and the counts of its calls."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -190,31 +190,31 @@ class Verb:
 
     @property
     def unused(self) -> int:
-        """One-time behaviours that no call has come for yet."""
+        """The number of one-time behaviours that no call has used yet."""
         return len(self._next)
 
     def then(self, *behaviours: Behaviour) -> None:
-        """Append to what the next calls do, one each."""
+        """Add one-time behaviours: each is for one call, in order."""
         self._next.extend(behaviours)
 
     def always(self, behaviour: Behaviour) -> None:
-        """Set what calls do that no one-time behaviour is left for. Calls that are under way do not change."""
+        """Set what calls do if no one-time behaviour is left. Calls in progress do not change."""
         self._always = behaviour
 
     def hold(self) -> Held:
-        """Append a one-time behaviour that waits until it is released by hand."""
+        """Add a one-time behaviour that waits until the test releases it."""
         held = Held()
         self.then(held)
         return held
 
     async def _play(self, connection: ScriptedConnection | None = None) -> Any:
-        """Do what is next in the script; and fail as soon as `connection` ends, if there is one."""
+        """Do what the script says next. Fail as soon as `connection` ends, if there is one."""
         behaviour = self._next.popleft() if self._next else self._always
         self.started_total += 1
         self.in_progress += 1
         self.max_in_progress = max(self.max_in_progress, self.in_progress)
         try:
-            # Inside of the count: what ends with its connection has failed, and was not cancelled by anybody.
+            # Inside of the count: a call whose connection ends has failed, and nobody has cancelled it.
             result = await (behaviour._play() if connection is None else connection._while_open(behaviour._play()))
         except asyncio.CancelledError:
             self.cancelled_total += 1
@@ -238,47 +238,49 @@ class Verb:
 
 
 class Query(NamedTuple):
-    """One query that was run on a connection."""
+    """One query that ran on a connection."""
 
     term: Any
     options: dict[str, Any]
 
 
 class ScriptedStream:
-    """A cursor or a changefeed that is open on a connection: the test's end of it, with the remote control.
+    """A cursor or a changefeed on a connection, as the test sees it: the test sends its rows and ends it.
 
-    It can be read from as well. What :meth:`ScriptedConnector.open_stream` hands out is another object, the reader's
-    end, so that a stream that its reader drops is seen to be closed, although the test holds this one.
+    It can be read as well. :meth:`ScriptedConnector.open_stream` returns another object, the reader's end. So a stream
+    is closed if its reader drops it, although the test still holds this object.
     """
 
     def __init__(self, connection: ScriptedConnection, query: Query | None = None) -> None:
         self.connection = connection
         self.query = query
-        """What it was opened with; ``None`` where the test opened it."""
+        """The query that opened it. ``None``: the test opened it."""
         self.is_feed = False
-        """Whether it says that it is a changefeed. The test may set it."""
+        """Whether it claims to be a changefeed. The test may set this."""
         self.is_closed = False
-        """Whether its reader has stopped it, or dropped it, before it had ended."""
+        """Whether its reader closed or dropped it before it ended."""
         self.is_ended = False
-        """Whether nothing more comes from the peer: :meth:`end`, :meth:`fail`, or the connection has ended."""
+        """Whether the peer sends nothing more, after :meth:`end`, after :meth:`fail`, or because the connection ended.
+        """
         self._rows: deque[Any] = deque()
-        self._last_error: BaseException | None = None  # after the rows; None: they were all
-        self._news = asyncio.Event()  # set while there are rows or nothing more comes
+        self._last_error: BaseException | None = None  # raised after the last row; None: StopAsyncIteration
+        self._news = asyncio.Event()  # set if there are rows, or if no more rows will come
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody still reads from it, as far as the connection knows: neither closed nor ended."""
+        """Whether it is neither closed nor ended."""
         return not (self.is_closed or self.is_ended)
 
     @property
     def unread(self) -> int:
-        """Rows that were sent and that nobody has read yet."""
+        """The number of rows that were sent and not read yet."""
         return len(self._rows)
 
     # For the test.
 
     def send(self, *rows: Any) -> None:
-        """Rows come. They go nowhere where the stream was closed or its connection has ended: a peer cannot know.
+        """Send rows. They are lost if the stream is closed or its connection has ended, because a peer cannot know
+        that.
 
         Raises :exc:`RuntimeError` after :meth:`end` and :meth:`fail`.
         """
@@ -289,11 +291,11 @@ class ScriptedStream:
             self._news.set()
 
     def end(self) -> None:
-        """The peer has sent its last row. May be called twice."""
+        """End the stream after the rows that were sent. May be called twice."""
         self._finish(None)
 
     def fail(self, error: BaseException) -> None:
-        """After the rows that were sent, the peer says `error`. Does nothing to a stream that is closed or ended."""
+        """End the stream with `error` after the rows that were sent. Does nothing if it is closed or has ended."""
         self._finish(error)
 
     # The Stream protocol.
@@ -302,23 +304,26 @@ class ScriptedStream:
         return self
 
     async def __anext__(self) -> Any:
-        """Wait for the next row, as long as it takes. If cancelled, no row is lost. Several tasks may read."""
+        """Wait for the next row, without a limit in time. If cancelled, no row is lost. Several tasks may read."""
         while not self._rows and self.is_open:
             self._news.clear()
             await self._news.wait()
-        # From here on nothing waits, so a row that was taken is a row that is returned.
+        # Nothing waits after this line, so a row that is taken is also returned.
         if self._rows:
             return self._rows.popleft()
         if self._last_error is None:
             raise StopAsyncIteration
-        raise self._last_error.with_traceback(None)  # it may be raised again and again
+        raise self._last_error.with_traceback(None)  # it may be raised many times
 
     def close(self) -> bool:
-        """The reader stops it; rows that have come can still be read. True unless it was closed or ended before."""
+        """Close the stream for its reader. Rows that were sent can still be read.
+
+        Returns whether it was open.
+        """
         if not self.is_open:
             return False
         self.is_closed = True
-        self._let_go()
+        self._end_all_use()
         return True
 
     def __repr__(self) -> str:
@@ -332,15 +337,15 @@ class ScriptedStream:
         if self.is_open:
             self.is_ended = True
             self._last_error = error
-            self._let_go()
+            self._end_all_use()
 
-    def _let_go(self) -> None:
+    def _end_all_use(self) -> None:
         self.connection._forget_stream(self)
         _wake(self._news)
 
 
 class _ReadersEnd:
-    """A stream as its reader holds it. Dropped, it is closed."""
+    """The reader's end of a stream. If the reader drops it, the stream is closed."""
 
     def __init__(self, stream: ScriptedStream) -> None:
         self._stream = stream
@@ -366,47 +371,49 @@ class _ReadersEnd:
 
 
 class _Ended(ConnectionResetError):
-    """The connection has ended: not an error of the script's, which is raised as it is."""
+    """The connection has ended. This is not an error of the script, which is raised unchanged."""
 
 
 class ScriptedConnection:
-    """What :class:`ScriptedConnector` opens: as much of a driver's connection as a lease forwards to, and a record."""
+    """A connection of :class:`ScriptedConnector`. It has what a lease needs of a driver's connection, and a record of
+    its use.
+    """
 
     def __init__(self, connector: ScriptedConnector, number: int) -> None:
         self.number = number
-        """1 for the first that the connector ever opened."""
+        """1 for the first connection of its connector, then 2, 3, …."""
         self.db: str | None = None
         self.queries: list[Query] = []
-        """What was run on it, in order."""
+        """The queries that ran on it, in order."""
         self.opened_at = _now()
-        """The loop's time; ``None`` where no loop runs, here and below."""
+        """The loop's time. ``None`` if no loop was running. The same is true of the next two."""
         self.lost_at: float | None = None
         self.ended_at: float | None = None
         self.ended_by: str | None = None
-        """``"close"`` or ``"abort"``, by the connector; ``"user"``, by its own :meth:`close`; ``None``: not yet."""
+        """``"close"`` or ``"abort"``: by the connector. ``"user"``: by its own :meth:`close`. ``None``: it is still
+        open.
+        """
         self.is_lost = False
         self.extra_closes = 0
-        """Times the connector's ``close`` was called after the connector's ``close`` or ``abort`` had ended it
-        already.
-        """
+        """How often the connector's ``close`` was called after the connector had ended it."""
         self.extra_aborts = 0
-        """The same for ``abort``."""
+        """How often the connector's ``abort`` was called after the connector had ended it."""
         self.max_in_flight = 0
-        """The most queries that were in progress at once."""
+        """The largest number of queries in progress at once."""
         self.has_mixed = False
-        """Whether a query of a lease and one of the connector's were ever in progress at once."""
+        """Whether a query of a lease and a query of the connector were ever in progress at once."""
         self._connector = connector
         self._in_flight = {"lease": 0, "connector": 0}
         self._guards: set[asyncio.Timeout] = set()
-        self._streams: dict[ScriptedStream, None] = {}  # those that are open, in order
+        self._streams: dict[ScriptedStream, None] = {}  # the open ones, in order
         self._no_streams = asyncio.Event()
         self._no_streams.set()
         self._lost_callbacks: list[Callable[[], None]] = []
 
-    # What a driver's connection offers.
+    # The methods of a driver's connection.
 
     def is_open(self) -> bool:
-        """Whether neither side has ended it."""
+        """Whether it is open at both ends."""
         return self.ended_by is None and not self.is_lost
 
     def use(self, db: str) -> None:
@@ -414,26 +421,26 @@ class ScriptedConnection:
         self.db = db
 
     async def close(self, noreply_wait: bool = True) -> None:
-        """What a user may call on a lease: takes a turn of the loop, whatever is scripted for the connector's
-        ``close``.
-        """
+        """Close it, as the user of a lease may do. Takes one turn of the loop, and ignores the script."""
         await asyncio.sleep(0)
         self._end("user")
 
     async def _start(self, term: Any, **options: Any) -> Any:
-        """Run a query, as of a lease: record it, and do as ``connector.queries`` says. By default returns `options`."""
+        """Run a query of a lease: record it, and follow the script of ``connector.queries``. Returns `options` by
+        default.
+        """
         self._require_open()
         result = await self._ask(self._connector.queries, Query(term, options), asked_by="lease")
         return options if result is _DEFAULT else result
 
     async def server(self) -> dict[str, Any]:
-        """Tell who is at the other end."""
+        """Describe the server."""
         await asyncio.sleep(0)
         self._require_open()
         return {"id": "00000000-0000-0000-0000-000000000000", "name": "scripted", "proxy": False}
 
     async def noreply_wait(self) -> None:
-        """Wait for a turn of the loop."""
+        """Wait for one turn of the loop."""
         await asyncio.sleep(0)
         self._require_open()
 
@@ -441,16 +448,16 @@ class ScriptedConnection:
 
     @property
     def in_flight(self) -> int:
-        """Queries that are in progress on it, from leases and from the connector. A stream that is open is none."""
+        """The number of queries in progress, of leases and of the connector. Open streams do not count."""
         return sum(self._in_flight.values())
 
     @property
     def open_streams(self) -> list[ScriptedStream]:
-        """Those that are neither closed nor ended, in the order in which they were opened."""
+        """Its streams that are neither closed nor ended, in the order of their opening."""
         return list(self._streams)
 
     def open_stream(self) -> ScriptedStream:
-        """Open something that is read from until its :meth:`~ScriptedStream.end`, or until the connection ends."""
+        """Open a stream that belongs to the test. It stays open until it is ended or closed, or the connection ends."""
         self._require_open()
         return self._add_stream(ScriptedStream(self))
 
@@ -472,8 +479,9 @@ class ScriptedConnection:
         return _Ended(f"connection {self.number} is {self._status()}")
 
     def _lost_error(self, before: str) -> ConnectionLost:
-        """What queries and streams fail with that the peer has heard of."""
-        error = ConnectionLost(f"connection {self.number} is {self._status()}: it ended before {before} had come")
+        """The error of queries and streams that were sent to the peer."""
+        told = f"connection {self.number} is {self._status()}: it ended before {before} had come"
+        error = ConnectionLost(told, lost_at=self.lost_at if self.is_lost else self.ended_at)
         error.__cause__ = self._ended_error()
         return error
 
@@ -493,7 +501,7 @@ class ScriptedConnection:
             self._in_flight[asked_by] -= 1
 
     async def _while_open(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do `work`; but raise ConnectionResetError as soon as the connection ends, as a driver does."""
+        """Do `work`. Raise ConnectionResetError as soon as the connection ends, as a driver does."""
         try:
             async with asyncio.timeout(None) as guard:
                 self._guards.add(guard)
@@ -513,7 +521,7 @@ class ScriptedConnection:
             self.ended_by = ended_by
             self.ended_at = _now()
             del self._connector._open[self.number]
-            self._let_go()
+            self._end_all_use()
 
     def _lose(self, *, is_told: bool) -> None:
         if not self.is_open():
@@ -521,11 +529,11 @@ class ScriptedConnection:
         self.is_lost = True
         self.lost_at = _now()
         callbacks = self._lost_callbacks if is_told else []
-        self._let_go()
+        self._end_all_use()
         for callback in callbacks:
-            self._tell(callback)
+            self._report_loss(callback)
 
-    def _let_go(self) -> None:
+    def _end_all_use(self) -> None:
         now = _now()
         for guard in self._guards if now is not None else ():
             guard.reschedule(now)
@@ -536,12 +544,13 @@ class ScriptedConnection:
 
     def _when_lost(self, callback: Callable[[], None]) -> None:
         if self.is_lost:
-            self._tell(callback)
+            self._report_loss(callback)
         elif self.ended_by is None:
             self._lost_callbacks.append(callback)
 
-    def _tell(self, callback: Callable[[], None]) -> None:
-        # Later, as a transport does; and by then it may have been ended by us, after which nobody is told.
+    def _report_loss(self, callback: Callable[[], None]) -> None:
+        # In the next turn, as a transport does. If the connector ends the connection before that, the loss is not
+        # reported.
         asyncio.get_running_loop().call_soon(lambda: callback() if self.ended_by is None else None)
 
     def _add_stream(self, stream: ScriptedStream) -> ScriptedStream:
@@ -557,10 +566,10 @@ class ScriptedConnection:
 
 
 class ScriptedConnector:
-    """A ``QueryConnector`` that does what the test says, and remembers what it was asked to do.
+    """A ``QueryConnector`` that follows the script of a test, and records all calls.
 
-    :param endpoint: shown in errors and logs of whatever uses it.
-    :param connect_timeout: seconds; what it says of itself, nothing here is bounded by it.
+    :param endpoint: the name that its user shows in errors and logs.
+    :param connect_timeout: seconds. Only its user obeys it; this connector does not.
     """
 
     def __init__(self, *, endpoint: str = "scripted:28015", connect_timeout: float = 20.0) -> None:
@@ -570,18 +579,19 @@ class ScriptedConnector:
         self.checks = Verb("check")
         self.closes = Verb("close")
         self.queries = Verb("query")
-        """Those of :meth:`run`, and of leases. What is cancelled was stopped on the server."""
+        """Queries of :meth:`run` and of leases. A cancelled query counts as stopped on the server."""
         self.streams = Verb("open_stream")
         self.passing_errors: tuple[type[BaseException], ...] = ()
-        """What :meth:`may_pass` says yes to."""
+        """The errors for which :meth:`is_transient` is true."""
         self.connections: list[ScriptedConnection] = []
-        """All that were ever opened, in order."""
+        """All connections that were ever opened, in order."""
         self.opened_streams: list[ScriptedStream] = []
-        """The same of streams."""
+        """All streams that were ever opened, in order."""
         self.max_open = 0
-        """The most connections that were open at once."""
+        """The largest number of open connections at once."""
         self.max_open_or_connecting = 0
-        """The most that were open or being opened at once: what a server would have seen."""
+        """The largest number of connections that were open or being opened at once. A server would have seen as many.
+        """
         self._open: dict[int, ScriptedConnection] = {}
         self._waits_in_progress = 0
 
@@ -589,38 +599,36 @@ class ScriptedConnector:
 
     @property
     def open_connections(self) -> list[ScriptedConnection]:
-        """Those that were neither closed nor aborted: they take a socket, whether or not the peer has ended them."""
+        """The connections that are neither closed nor aborted. A lost connection is one of them: it holds a socket."""
         return list(self._open.values())
 
     @property
     def closed_connections(self) -> list[ScriptedConnection]:
-        """Those that ended politely, in the order in which they were opened."""
+        """The connections that were closed, in the order of their opening."""
         return [connection for connection in self.connections if connection.ended_by in ("close", "user")]
 
     @property
     def aborted_connections(self) -> list[ScriptedConnection]:
-        """Those that were aborted, in the order in which they were opened."""
+        """The connections that were aborted, in the order of their opening."""
         return [connection for connection in self.connections if connection.ended_by == "abort"]
 
     @property
     def open_streams(self) -> list[ScriptedStream]:
-        """Those that are neither closed nor ended, in the order in which they were opened."""
+        """The streams that are neither closed nor ended, in the order of their opening."""
         return [stream for stream in self.opened_streams if stream.is_open]
 
     @property
     def double_closes(self) -> list[ScriptedConnection]:
-        """Those whose ``close`` was called when the connector had ended them already. It is allowed."""
+        """The connections that were closed after the connector had ended them. This is allowed."""
         return [connection for connection in self.connections if connection.extra_closes]
 
     @property
     def double_aborts(self) -> list[ScriptedConnection]:
-        """Those whose ``abort`` was called when the connector had ended them already. It is allowed."""
+        """The connections that were aborted after the connector had ended them. This is allowed."""
         return [connection for connection in self.connections if connection.extra_aborts]
 
     def assert_nothing_left(self) -> None:
-        """Raise :class:`AssertionError`, saying what is left, unless every connection was ended and no call is under
-        way.
-        """
+        """Raise :class:`AssertionError` if a connection is neither closed nor aborted, or a call is in progress."""
         left = [
             f"connection {connection.number}, opened at {connection.opened_at} s, is {connection._status()}"
             for connection in self.open_connections
@@ -633,12 +641,12 @@ class ScriptedConnector:
             raise AssertionError("left at " + self.endpoint + ":\n  " + "\n  ".join(left))
 
     def drop(self, connection: ScriptedConnection, *, is_told: bool = True) -> None:
-        """The peer ends `connection`: it is not open any more, its streams end, and ``on_lost`` is called in the next
+        """Let the peer end `connection`: it is lost, its streams end, and the ``on_lost`` callbacks run in the next
         turn.
 
         Must be called from the event loop. Does nothing to a connection that has ended.
 
-        :param is_told: false for a connector that cannot tell: ``on_lost`` is not called.
+        :param is_told: whether the connector notices the loss. If false, the ``on_lost`` callbacks do not run.
         """
         connection._lose(is_told=is_told)
 
@@ -651,7 +659,7 @@ class ScriptedConnector:
     # The Connector protocol.
 
     async def connect(self) -> ScriptedConnection:
-        """Do as :attr:`connects` says. If cancelled, nothing was opened."""
+        """Follow the script of :attr:`connects`. If cancelled, nothing is opened."""
         self._count(connecting=self.connects.in_progress + 1)
         await self.connects._play()
         connection = ScriptedConnection(self, len(self.connections) + 1)
@@ -661,19 +669,19 @@ class ScriptedConnector:
         return connection
 
     def is_open(self, connection: ScriptedConnection, /) -> bool:
-        """Whether neither side has ended it."""
+        """Whether it is open at both ends."""
         return connection.is_open()
 
     def on_lost(self, connection: ScriptedConnection, callback: Callable[[], None], /) -> None:
-        """Call `callback` in the turn of the loop after :meth:`drop`; in the next one, where that was already."""
+        """Call `callback` in the turn after :meth:`drop`; in the next turn if the connection is lost already."""
         connection._when_lost(callback)
 
     def has_streams(self, connection: ScriptedConnection, /) -> bool:
-        """Whether one of its streams is neither closed nor ended. Rows that have come already do not count."""
+        """Whether one of its streams is neither closed nor ended. Unread rows do not count."""
         return bool(connection._streams)
 
     async def wait_streams(self, connection: ScriptedConnection, /) -> None:
-        """Wait until no stream is left. Cancelling it changes nothing."""
+        """Wait until no stream is open. Cancelling it changes nothing."""
         self._waits_in_progress += 1
         try:
             while connection._streams:
@@ -682,12 +690,15 @@ class ScriptedConnector:
             self._waits_in_progress -= 1
 
     async def check(self, connection: ScriptedConnection, /) -> None:
-        """Do as :attr:`checks` says. Raises :exc:`ConnectionResetError` where the connection ends, or has ended."""
+        """Follow the script of :attr:`checks`. Raises :exc:`ConnectionResetError` if the connection ended or ends."""
         connection._require_open()
         await self.checks._play(connection)
 
     async def close(self, connection: ScriptedConnection, /) -> None:
-        """Do as :attr:`closes` says, and end the connection where that succeeds. Ended already: only record it."""
+        """Follow the script of :attr:`closes`, and close the connection if that succeeds.
+
+        Only records the call if the connection has ended.
+        """
         if connection.ended_by is not None:
             connection.extra_closes += connection.ended_by != "user"
             return
@@ -695,7 +706,7 @@ class ScriptedConnector:
         connection._end("close")
 
     def abort(self, connection: ScriptedConnection, /) -> None:
-        """End the connection. Ended already: only record it."""
+        """Abort the connection. Only records the call if the connection has ended."""
         if connection.ended_by is not None:
             connection.extra_aborts += connection.ended_by != "user"
         connection._end("abort")
@@ -703,25 +714,26 @@ class ScriptedConnector:
     # The QueryConnector protocol.
 
     async def run(self, connection: ScriptedConnection, query: Any, options: dict[str, Any], /) -> Any:
-        """Do as :attr:`queries` says, and return its result; by default `options`.
+        """Follow the script of :attr:`queries`, and return its result; by default `options`.
 
-        Raises :exc:`NotSent` where the connection has ended, :exc:`ConnectionLost` where it ends meanwhile. If
+        Raises :exc:`NotSent` if the connection has ended, and :exc:`ConnectionLost` if it ends during the query. If
         cancelled, :attr:`queries` counts it.
         """
         result = await self._send(self.queries, connection, Query(query, dict(options)))
         return options if result is _DEFAULT else result
 
     async def open_stream(self, connection: ScriptedConnection, query: Any, options: dict[str, Any], /) -> Stream:
-        """Do as :attr:`streams` says, and open a stream of its result: the last one of :attr:`opened_streams`.
+        """Follow the script of :attr:`streams`, and open a stream of its result: the last one in
+        :attr:`opened_streams`.
 
-        Raises what :meth:`run` does, and :exc:`TypeError` where the result is no sequence. If cancelled, no stream was
-        opened.
+        Raises the same errors as :meth:`run`, and :exc:`TypeError` if the result is not a sequence. If cancelled, no
+        stream is opened.
         """
         asked = Query(query, dict(options))
         result = await self._send(self.streams, connection, asked)
         rows, is_feed = (result.rows, True) if isinstance(result, _FeedRows) else (result, False)
         if rows is not _DEFAULT and not _is_sequence(rows):
-            raise TypeError(f"the query returned {rows!r}, which is no sequence")
+            raise TypeError(f"the query returned {rows!r}, which is not a sequence")
         stream = connection._add_stream(ScriptedStream(connection, asked))
         stream.is_feed = is_feed
         if rows is not _DEFAULT:
@@ -730,8 +742,8 @@ class ScriptedConnector:
                 stream.end()
         return _ReadersEnd(stream)
 
-    def may_pass(self, error: BaseException, /) -> bool:
-        """Whether it is one of :attr:`passing_errors`."""
+    def is_transient(self, error: BaseException, /) -> bool:
+        """Whether it is an instance of one of :attr:`passing_errors`."""
         return isinstance(error, self.passing_errors)
 
     async def _send(self, verb: Verb, connection: ScriptedConnection, query: Query) -> Any:
@@ -753,7 +765,7 @@ def _is_sequence(value: object) -> bool:
 
 
 def _wake(event: asyncio.Event) -> None:
-    # Aborting never raises, not even where the loop was closed in which somebody had waited.
+    # abort() must never raise, but a waiter may belong to a closed loop.
     with suppress(RuntimeError):
         event.set()
 
@@ -766,5 +778,5 @@ def _now() -> float | None:
 
 
 def _conforms(connector: ScriptedConnector, stream: ScriptedStream) -> tuple[QueryConnector, Stream]:
-    """For the type checker only: it refuses this where a protocol is not kept."""
+    """For type checkers only: they report an error here if a protocol is not kept."""
     return connector, stream

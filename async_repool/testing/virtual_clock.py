@@ -1,19 +1,18 @@
-"""An event loop whose clock jumps: hours of a pool's life in milliseconds, and a hung task becomes an error.
+"""An event loop with a virtual clock: hours pass in milliseconds, and a task that hangs becomes an error.
 
-Here are the loop, ways to run a coroutine on it, and the systematic cancellation of a scenario at every step. Nothing
-in here knows pools, connectors or pytest; time that is read from anywhere but ``loop.time()`` (``time.monotonic()``,
-``datetime.now()``) is not virtual.
+This module has the loop, functions that run a coroutine on it, and a function that cancels a scenario at every step. It
+does not know pools, connectors or pytest. Only ``loop.time()`` is virtual: ``time.monotonic()`` and ``datetime.now()``
+are not.
 
-*The clock* stands still while callbacks run. When none is ready, it jumps to the next timer at once. When there is no
-timer either, nothing will ever happen again, and the loop raises :class:`DeadlockError` where an ordinary one would
+*The clock* does not move while callbacks run. If no callback is ready, it jumps to the next timer at once. If there is
+no timer either, nothing will ever happen again. Then the loop raises :class:`DeadlockError`, and an ordinary loop would
 hang.
 
-*The outside world* cannot be hurried. As long as it may still call in, the clock runs like a real one, the loop waits
-for real, and a deadlock is not detected. That is so while a socket (or another file descriptor) is watched, while work
-runs in an executor, and inside :meth:`VirtualClockLoop.waiting_for_threads`. So sockets work, at their own pace; but
-this loop is made for scripted connectors, which need none. A thread of your own that calls ``call_soon_threadsafe`` is
-not seen unless you say so with ``waiting_for_threads()``: without it the clock may jump past what the thread would
-have done.
+*Sockets and threads* need real time. While one of them may still call the loop, the clock runs like a real clock, and
+the loop does not detect deadlocks. This is so while a socket (or another file descriptor) is watched, while an executor
+works, and inside :meth:`VirtualClockLoop.waiting_for_threads`. The loop is made for scripted connectors, which use no
+sockets. It does not know a thread of your own that calls ``call_soon_threadsafe``: use ``waiting_for_threads()`` around
+it, or the clock may jump too far.
 """
 
 from __future__ import annotations
@@ -35,41 +34,40 @@ __all__ = ["DeadlockError", "LeftoverError", "UnhandledError", "VirtualClockLoop
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-# Steps after which a test that does not end is called hung: some seconds of real time.
+# A test that takes more steps counts as hung. So many steps take some seconds of real time.
 _MAX_STEPS = 500_000
 
-# asyncio runs timers up to one clock resolution early. A callback that finds its deadline not quite reached, and asks
-# for the rest of the time, would then be called again at the same instant for ever, since this clock moves only when
-# nothing is ready. So no timer is closer than this; there is no other rounding.
+# asyncio runs timers up to one clock resolution early. A callback that runs too early may ask for the rest of the time.
+# This clock moves only if nothing is ready, so asyncio would call it again at the same instant, without end. Therefore
+# no timer is closer than this. There is no other rounding.
 _RESOLUTION_SECONDS = time.get_clock_info("monotonic").resolution
 _SHORTEST_WAIT_SECONDS = max(1e-6, 2 * _RESOLUTION_SECONDS)
 
-# Turns of the loop in which a task that only has to finish, such as one just cancelled, may do so before it counts as
-# left over.
+# A task that is about to finish, such as a cancelled one, gets so many turns of the loop before it counts as left over.
 _SETTLING_TURNS = 10
 
-# What the tasks that are left over may take to end, once cancelled.
+# The most that cancelled tasks may take to end.
 _CLEANUP_SECONDS = 10.0
 _CLEANUP_STEPS = 100_000
 
 
 class DeadlockError(AssertionError):
-    """Nothing will ever happen on this loop again, or it goes round without end. The message lists who waits."""
+    """Nothing will ever happen on this loop again, or it never comes to an end. The message lists the waiting tasks."""
 
 
 class LeftoverError(AssertionError):
-    """Tasks were still there when the coroutine that was run had ended. The message lists them; they were cancelled."""
+    """Tasks were left over at the end of the coroutine. The message lists them. They were cancelled."""
 
 
 class UnhandledError(AssertionError):
-    """An error that asyncio would only have logged, such as one raised in a callback. ``__cause__`` is that error."""
+    """An error that asyncio only logs, such as an error in a callback. ``__cause__`` is that error."""
 
 
 _Found = list[tuple[selectors.SelectorKey, int]]
 
 
 class _Selector(selectors.BaseSelector):
-    """The real selector; but `select` decides how long to wait. The loop asks it once in each of its turns."""
+    """The real selector, but `select` decides how long to wait. The loop calls it once in each turn."""
 
     def __init__(self, select: Callable[[selectors.BaseSelector, float | None], _Found]) -> None:
         self._real = selectors.DefaultSelector()
@@ -95,25 +93,25 @@ class _Selector(selectors.BaseSelector):
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """An event loop on virtual time. Use it through :func:`run`, or like any other loop, as in ``asyncio.Runner``.
+    """An event loop on virtual time. Use it with :func:`run`, or like any other loop, as in ``asyncio.Runner``.
 
-    :param start: what ``time()`` says at first, in seconds.
-    :param max_steps: after so many steps :class:`DeadlockError` is raised: a task that waits for ever beside one that
-        wakes up every second is as hung as one that waits alone. ``None``: no limit.
+    :param start: the first value of ``time()``, in seconds.
+    :param max_steps: the loop raises :class:`DeadlockError` after so many steps. This finds a task that hangs while
+        another one wakes up every second. ``None``: no limit.
     """
 
     def __init__(self, *, start: float = 0.0, max_steps: int | None = _MAX_STEPS) -> None:
         self.steps = 0
-        """Callbacks run so far, and jumps of the clock. One step of a task is one callback.
+        """The number of callbacks and of jumps of the clock so far. One step of a task is one callback.
 
-        What a watched socket calls is not counted, nor are real waits.
+        Callbacks of watched sockets and real waits do not count.
         """
         self.max_steps = max_steps
         self.unhandled: list[dict[str, Any]] = []
-        """What asyncio had nobody to tell: the contexts given to the default exception handler, in order."""
+        """The errors that no code caught: the contexts given to the default exception handler, in order."""
         self._now = start
-        # Every moment that a timer was ever set for and that has not come yet: the clock jumps exactly there, not to a
-        # sum of floats beside it. The set is there so that a thousand timers at one moment take one place.
+        # All moments in the future that a timer was set for. The clock jumps exactly there, not to a sum of floats
+        # close to it. The set keeps each moment once, however many timers it has.
         self._moments: list[float] = []
         self._known_moments: set[float] = set()
         self._hooks: dict[int, list[Callable[[], object]]] = {}
@@ -127,7 +125,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     # ------------------------------------------------------------------ time
 
     def time(self) -> float:
-        """Virtual seconds. Moves only when nothing is ready to run."""
+        """Virtual seconds. They pass only if nothing is ready to run."""
         return self._now
 
     def call_at(
@@ -137,7 +135,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """As in asyncio. Between now and a microsecond from now counts as a microsecond from now."""
+        """As in asyncio. A time less than a microsecond from now becomes a microsecond from now."""
         if when > self._now:
             when = max(when, self._now + _SHORTEST_WAIT_SECONDS)
             if when not in self._known_moments:
@@ -154,7 +152,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         if self._may_be_called_from_outside():
             return self._wait_for_real(selector, timeout)
         if self._begin_step():
-            return []  # there may be something ready now
+            return []  # something may be ready now
         if timeout is None:
             raise DeadlockError(self._with_tasks(f"nothing will ever happen, at {self._now:g} s"))
         self._jump(self._now + timeout)
@@ -177,16 +175,17 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         if self._moments and self._moments[0] <= target + tolerance:
             target = self._moments[0]
         if target + _RESOLUTION_SECONDS == target:
-            # After months a float is too coarse for asyncio, which runs what is due before now plus the resolution.
+            # asyncio runs timers that are due before now plus the resolution. After months, floats are too coarse for
+            # that.
             target = math.nextafter(target, math.inf)
         self._now = max(self._now, target)
 
     # ------------------------------------------------------------------ steps
 
     def at_step(self, step: int, callback: Callable[[], object]) -> None:
-        """Call `callback` when :attr:`steps` becomes `step`: just before that callback runs, or the clock jumps.
+        """Call `callback` when :attr:`steps` becomes `step`, just before that step.
 
-        Does not wait. Raises :class:`ValueError` where that step is past already.
+        Does not wait. Raises :class:`ValueError` if that step is past.
         """
         if step <= self.steps:
             raise ValueError(f"step {step} is past: the loop has done {self.steps}")
@@ -209,23 +208,23 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         try:
             callback(*args)
         finally:
-            # A failed task's traceback leads to this frame, and so back to the task: the cycle would put off asyncio's
-            # complaint that nobody asked for the error.
+            # The traceback of a failed task refers to this frame. Without this line the frame would refer to the task,
+            # and asyncio would report the unhandled error only after the next garbage collection.
             del callback, args
 
     def _begin_step(self) -> bool:
-        """Count one step, and call the hooks that are due before it. Returns whether there were any."""
+        """Count one step, and call its hooks. Returns whether there were any."""
         self.steps += 1
         hooks = self._hooks.pop(self.steps, ())
         for hook in hooks:
             hook()
         return bool(hooks)
 
-    # ------------------------------------------------------------------ the outside world
+    # ------------------------------------------------------------------ sockets and threads
 
     @contextlib.contextmanager
     def waiting_for_threads(self) -> Iterator[None]:
-        """Inside, another thread is going to use ``call_soon_threadsafe``: wait for it, on a real clock."""
+        """Run the clock in real time inside of the block, because another thread will use ``call_soon_threadsafe``."""
         self._expected_calls += 1
         try:
             yield
@@ -233,14 +232,14 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
             self._expected_calls -= 1
 
     def run_in_executor(self, executor: Any, func: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> asyncio.Future[_T]:
-        """As in asyncio. While the work is under way, the clock is a real one."""
+        """As in asyncio. The clock runs in real time until the work is done."""
         future = super().run_in_executor(executor, func, *args)
         self._expected_calls += 1
         future.add_done_callback(self._work_ended)
         return future
 
     async def shutdown_default_executor(self, *arguments: Any, **named: Any) -> None:
-        """As in asyncio. Its threads are waited for, on a real clock."""
+        """As in asyncio. The clock runs in real time until the threads have ended."""
         with self.waiting_for_threads():
             await super().shutdown_default_executor(*arguments, **named)
 
@@ -250,10 +249,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def _may_be_called_from_outside(self) -> bool:
         return self._expected_calls > 0 or len(self._descriptors) > self._own_descriptors
 
-    # ------------------------------------------------------------------ errors that nobody catches
+    # ------------------------------------------------------------------ unhandled errors
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
-        """Log as asyncio does, and remember it in :attr:`unhandled`."""
+        """Log as asyncio does, and add to :attr:`unhandled`."""
         self.unhandled.append(context)
         super().default_exception_handler(context)
 
@@ -267,19 +266,18 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
 
 def run(coroutine: Coroutine[Any, Any, _T], *, start: float = 0.0, max_steps: int | None = _MAX_STEPS) -> _T:
-    """Run a coroutine on a fresh :class:`VirtualClockLoop`, end the loop properly, and return what the coroutine
-    returned.
+    """Run a coroutine on a new :class:`VirtualClockLoop`, close the loop, and return the coroutine's result.
 
-    Raises what the coroutine raised; :class:`DeadlockError` if it hung; :class:`LeftoverError` if it ended but left
-    tasks behind; :class:`UnhandledError` if something failed where nobody could notice. A task that ends within a few
-    turns of the loop, such as one that was just cancelled, is not left behind. Cannot be called from a running loop.
+    Raises the coroutine's own error; :class:`DeadlockError` if it hung; :class:`LeftoverError` if it left tasks over;
+    :class:`UnhandledError` if an error occurred that no code caught. A task that ends within a few turns of the loop,
+    such as a cancelled one, is not left over. Cannot be called from a running loop.
 
-    :param start: what ``loop.time()`` says at first, in seconds.
+    :param start: the first value of ``loop.time()``, in seconds.
     :param max_steps: see :class:`VirtualClockLoop`.
     """
     if _is_in_running_loop():
         coroutine.close()
-        raise RuntimeError("run() starts a loop of its own, so it cannot be called where a loop is running")
+        raise RuntimeError("run() starts its own loop and cannot be called from a running one")
     loop = VirtualClockLoop(start=start, max_steps=max_steps)
     with _ended_properly(loop):
         return loop.run_until_complete(coroutine)
@@ -291,27 +289,24 @@ def cancel_at_every_step(
     after: Callable[[], Awaitable[object]] | None = None,
     max_steps: int | None = _MAX_STEPS,
 ) -> int:
-    """Cancel `scenario` at its first step, at its second, and so on until it completes before it can be cancelled.
+    """Cancel `scenario` at its first step, then at its second, and so on, until it completes before that step.
 
-    Each time `scenario()` is run afresh, on a loop of its own whose clock starts at 0, and its task is cancelled once:
-    just before the loop's step number 1, 2, 3, …, be it a callback of whatever task or a jump of the clock. So the
-    cancellation comes in the midst of waiting, and also between a wake-up and the step of the task that was woken,
-    which is where things get lost. Then `after()` is awaited on the same loop, whether or not the scenario was
-    cancelled: assert there that nothing was lost, and close what should be closed.
+    Each run calls `scenario()` on a new loop whose clock starts at 0, and cancels its task once, just before the loop's
+    step number 1, 2, 3, …. A step is a callback of any task, or a jump of the clock. So a cancellation arrives while
+    the scenario waits, and also between a wake-up and the step of the woken task, where things get lost most easily.
+    After that, `after()` runs on the same loop, whether or not the scenario was cancelled. Check there that nothing was
+    lost, and close what is still open.
 
-    Returns how many steps the scenario was cancelled at. That a cancelled scenario ends without
-    :exc:`asyncio.CancelledError` is allowed. Any other error is raised, and so are those of :func:`run`, with a note
-    that says at which step it was. Cannot be called from a running loop; takes time proportional to the square of the
-    number of steps.
+    Returns the number of steps at which the scenario was cancelled. A cancelled scenario may end without
+    :exc:`asyncio.CancelledError`. Raises any other error, and the errors of :func:`run`, with a note that names the
+    step. Cannot be called from a running loop. The time grows with the square of the number of steps.
 
-    :param scenario: an async callable. What it builds must be built inside, for the loop is another each time.
-    :param after: an async callable; ``None``: no more than the checks of :func:`run`.
-    :param max_steps: the most steps for one run, see :class:`VirtualClockLoop`.
+    :param scenario: an async callable. It must create everything itself, because each run has another loop.
+    :param after: an async callable. ``None``: only the checks of :func:`run`.
+    :param max_steps: the most steps of one run, see :class:`VirtualClockLoop`.
     """
     if _is_in_running_loop():
-        raise RuntimeError(
-            "cancel_at_every_step() starts loops of its own, so it cannot be called where a loop is running"
-        )
+        raise RuntimeError("cancel_at_every_step() starts its own loops and cannot be called from a running one")
     for step in itertools.count(1):
         if not _was_cancelled_at(step, scenario, after, max_steps):
             return step - 1
@@ -358,7 +353,8 @@ def _ended_properly(loop: VirtualClockLoop) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # What the failure left behind follows from the failure, so that goes into notes. A deadlock lists them itself.
+        # Tasks that are left over after a failure only follow from it, so they become notes. A deadlock lists them
+        # itself.
         for trouble in _end(loop):
             if not isinstance(error, DeadlockError):
                 error.add_note(f"also: {trouble}")
@@ -371,7 +367,7 @@ def _ended_properly(loop: VirtualClockLoop) -> Iterator[None]:
 
 
 def _end(loop: VirtualClockLoop) -> list[AssertionError]:
-    """Cancel what is left and close the loop. Raises nothing of its own: returns what was not as it should be."""
+    """Cancel the tasks that are left over and close the loop. Returns the problems; raises nothing itself."""
     troubles: list[AssertionError] = []
     loop.max_steps = loop.steps + _CLEANUP_STEPS
     try:
@@ -426,11 +422,11 @@ def _is_in_running_loop() -> bool:
     return True
 
 
-# ---------------------------------------------------------------------- telling what waits where
+# ---------------------------------------------------------------------- describing tasks
 
 
 def _unfinished(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
-    # In the order of their automatic names, which is that of their creation: all_tasks() returns a set.
+    # all_tasks() returns a set. The automatic names give the order of creation.
     return sorted(asyncio.all_tasks(loop), key=lambda task: (len(task.get_name()), task.get_name()))
 
 
@@ -441,7 +437,7 @@ def _listing(headline: str, tasks: Iterable[asyncio.Task[Any]]) -> str:
 
 
 def _whereabouts(task: asyncio.Task[Any]) -> str:
-    """Such as ``test_it → Pool.acquire (pool.py:88)``: the coroutines from the task's own to where it waits."""
+    """For example ``in test_it → Pool.acquire (pool.py:88)``: all coroutines down to the place where the task waits."""
     names: list[str] = []
     place = ""
     awaited: Any = task.get_coro()

@@ -1,4 +1,4 @@
-"""Faults on demand, by the stand-in server and by a proxy in front of one: the same controls, the same effects."""
+"""Faults on demand: the stand-in server and a proxy in front of it have the same controls and the same effects."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
-from rethinkdb import RethinkDB
 from rethinkdb.errors import ReqlDriverError
 
 from async_repool.testing import Fault, FaultProxy, Faults, StandInServer
 from paths import DATA
+from standin_kit import r
 from wire_client import WireClient, query, squares
 
 CERTIFICATE = DATA / "localhost.pem"
 
-r = RethinkDB()
-r.set_loop_type("asyncio")
-
 
 @dataclass
 class Place:
-    """Where a client connects to, and the controls of its faults."""
+    """An address to connect to, and the controls of its faults."""
 
     host: str
     port: int
@@ -54,7 +51,7 @@ async def wire(place: Place) -> AsyncIterator[WireClient]:
 
 
 async def is_silent(wire: WireClient) -> bool:
-    """Whether nothing comes, and the connection does not end either, for as long as a test may wait for nothing."""
+    """Whether the connection sends nothing and does not end for a short time."""
     try:
         async with asyncio.timeout(0.05):
             await wire.read_exactly(1)
@@ -134,7 +131,7 @@ async def test_delay_makes_each_answer_late_but_not_each_later_than_the_last(pla
     assert place.faults.happened(Fault.DELAY) == 100
 
 
-async def test_delay_holds_for_the_log_in_too(place: Place) -> None:
+async def test_delay_holds_for_the_login_too(place: Place) -> None:
     place.faults.delay = 0.02
     began = time.monotonic()
     async with place.client():

@@ -86,7 +86,7 @@ async def test_serve_ends_at_a_signal_and_takes_its_handlers_back(capsys: pytest
     assert not asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
 
-def test_main_returns_1_where_the_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_returns_1_if_the_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["--port", str(port), "--user", "ana:secret"]) == 1

@@ -1,4 +1,4 @@
-"""No silent wrong answers: an odd query gets RethinkDB's answer, or an error that names what is not supported.
+"""No silent wrong answers: an unusual query gets RethinkDB's answer, or an error that names what is not supported.
 
 Values and classes of errors are those of RethinkDB 2.4.4.
 """
@@ -20,8 +20,8 @@ from rethinkdb.errors import (
 )
 
 from async_repool.testing import StandInServer
-from async_repool.testing._compiler import OPERATIONS
-from async_repool.testing._wire import TERM_NUMBERS
+from async_repool.testing.standin.compiler import OPERATIONS
+from async_repool.testing.standin.wire import TERM_NUMBERS
 from standin_kit import T, connection_with_rows, r, value_of
 from wire_client import COMPILE_ERROR, WireClient, query
 
@@ -240,7 +240,7 @@ async def test_an_odd_query_is_the_error_that_it_is_on_rethinkdb(
         (r.db("rethinkdb").table("server_status"), "The system database `rethinkdb`"),
         (r.expr({"$reql_type$": "GEOMETRY"}), "The pseudotype `GEOMETRY`"),
         (T.changes(squash=True), "`CHANGES` with `squash`"),
-        # Where errors are counted, or stand for something missing, those of the stand-in itself come through.
+        # Some terms count or catch errors. They must not hide the stand-in server's own errors.
         (T.update(lambda x: {"a": r.expr("a").upcase()}), "`UPCASE`"),
         (r.expr({})["a"].default(r.expr("a").upcase()), "`UPCASE`"),
         (T.filter(lambda x: x["nope"] == 1, default=r.expr("a").upcase()), "`UPCASE`"),

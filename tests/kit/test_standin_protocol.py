@@ -1,193 +1,34 @@
-"""The stand-in server's protocol beside single queries: log-in, tokens, streams, STOP, noreply, feeds, errors, life."""
+"""The stand-in server's protocol: queries, tokens, streams, STOP, noreply, and how the server starts and stops."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import json
-import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
-from rethinkdb import RethinkDB
-from rethinkdb.errors import ReqlAuthError, ReqlOpFailedError, ReqlQueryLogicError
+from rethinkdb.errors import ReqlOpFailedError, ReqlQueryLogicError
 
 from async_repool.testing import StandInServer
-from paths import DATA
+from standin_kit import STOPPED, WIRE_T, eventually, insert, r
 from wire_client import (
     ADD,
-    BRACKET,
     CHANGES,
     COUNT,
-    DB,
-    DELETE,
-    FILTER,
     FUNC,
     GET,
     INSERT,
-    LT,
-    MAGIC,
     MAKE_ARRAY,
     MAP,
     MUL,
     RANGE,
-    TABLE,
     TABLE_CREATE,
-    TABLE_DROP,
     UPCASE,
-    UPDATE,
     VAR,
     WireClient,
-    hello,
     query,
     squares,
 )
-
-CERTIFICATE = DATA / "localhost.pem"
-T = [TABLE, [[DB, ["test"]], "t"]]
-STOPPED = {"t": 2, "r": []}
-
-r = RethinkDB()
-r.set_loop_type("asyncio")
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[StandInServer]:
-    async with StandInServer() as server:
-        yield server
-    assert (server.connections, server.open_streams, server.running_queries) == (0, 0, 0)
-
-
-@pytest.fixture
-async def wire(server: StandInServer) -> AsyncIterator[WireClient]:
-    async with WireClient(server.host, server.port) as wire:
-        await wire.run([TABLE_CREATE, ["t"]])
-        yield wire
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Let the loop run until something holds."""
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  (it polls counters of the server)
-            await asyncio.sleep(0.001)
-
-
-def insert(**document: object) -> list[Any]:
-    return [INSERT, [T, document]]
-
-
-# --- log-in -----------------------------------------------------------------------------------------------------------
-
-
-async def refusal(server: StandInServer, data: bytes) -> bytes:
-    """The last message to someone who sends ``data``, after which the server must end the connection."""
-    wire = WireClient(server.host, server.port)
-    await wire.connect()
-    wire.write(data)
-    messages = (await wire.read_to_end()).split(b"\0")
-    await wire.close()
-    assert messages.pop() == b""
-    return messages[-1]
-
-
-async def test_log_in_tells_the_version_and_proves_that_the_server_knows_the_password(server: StandInServer) -> None:
-    wire = WireClient(server.host, server.port)
-    await wire.connect()
-    version, first, last = await wire.log_in("admin", "")
-    await wire.close()
-    assert version["success"]
-    assert version["min_protocol_version"] == version["max_protocol_version"] == 0
-    assert version["server_version"]
-    assert first["authentication"].startswith("r=")
-    assert last["authentication"].startswith("v=")
-
-
-async def test_another_magic_number_is_answered_with_one_line_of_text(server: StandInServer) -> None:
-    answer = await refusal(server, b"GET / HTTP/1.0\r\n\r\n")
-    assert answer.startswith(b"ERROR: Received an unsupported protocol version.")
-
-
-@pytest.mark.parametrize(
-    ("data", "code", "error"),
-    [
-        pytest.param(hello(protocol_version=1), 2, "Unsupported `protocol_version`.", id="version"),
-        pytest.param(hello(authentication_method="PLAIN"), 4, "Unsupported `authentication_method`.", id="method"),
-        pytest.param(MAGIC + b"{oops\0", 8, "Invalid JSON object.", id="no JSON"),
-        pytest.param(MAGIC + b"[1]\0", 8, "Invalid JSON object.", id="no object"),
-        pytest.param(MAGIC + b"x" * 70_000, 8, "Invalid JSON object.", id="endless"),
-        pytest.param(hello(authentication="nonsense"), 10, "Invalid encoding", id="no SCRAM"),
-        pytest.param(hello(authentication="p=x,,n=a,r=b"), 10, "Invalid encoding", id="channel binding"),
-        pytest.param(hello() + b"{}\0", 10, "Invalid encoding", id="no proof"),
-    ],
-)
-async def test_a_log_in_that_cannot_be_read_is_refused(
-    server: StandInServer, data: bytes, code: int, error: str
-) -> None:
-    assert json.loads(await refusal(server, data)) == {"success": False, "error_code": code, "error": error}
-
-
-@pytest.mark.parametrize(
-    ("user", "password", "code", "error"),
-    [("ana", "wrong", 12, "Wrong password"), ("ana", "", 12, "Wrong password"), ("nobody", "x", 17, "Unknown user")],
-)
-async def test_a_wrong_user_or_password_is_refused_only_after_the_proof(
-    user: str, password: str, code: int, error: str
-) -> None:
-    async with StandInServer(users={"ana": "secret"}) as server:
-        wire = WireClient(server.host, server.port)
-        await wire.connect()
-        replies = await wire.log_in(user, password)
-        assert [reply["success"] for reply in replies] == [True, True, False]
-        assert (replies[-1]["error_code"], replies[-1]["error"]) == (code, error)
-        assert await wire.read_to_end() == b""
-        await wire.close()
-
-
-async def test_users_log_in_with_their_passwords_whatever_their_names() -> None:
-    users = {"ana": "s3cret:=,", "a=b,c": "x", "admin": ""}
-    async with StandInServer(users=users) as server:
-        for user, password in users.items():
-            async with WireClient(server.host, server.port, user, password) as wire:
-                assert await wire.run(1) == 1
-
-
-async def test_the_official_driver_logs_in_or_is_told_why_not() -> None:
-    async with StandInServer(users={"ana": "secret"}) as server:
-        conn = await r.connect(server.host, server.port, user="ana", password="secret")
-        assert await r.expr(1).run(conn) == 1
-        await conn.close()
-        with pytest.raises(ReqlAuthError, match="Wrong password"):
-            await r.connect(server.host, server.port, user="ana", password="wrong")
-
-
-@pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")  # the driver's own
-async def test_with_a_context_it_speaks_tls() -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    async with StandInServer(ssl=context) as server:
-        conn = await r.connect("127.0.0.1", server.port, ssl={"ca_certs": str(CERTIFICATE)})
-        assert await r.expr(1).run(conn) == 1
-        await conn.close()
-
-
-async def test_a_client_without_tls_does_not_disturb_a_server_with_it() -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    async with StandInServer(ssl=context) as server:
-        wire = WireClient(server.host, server.port)
-        await wire.connect()
-        wire.write(hello())
-        with contextlib.suppress(ConnectionResetError):
-            await wire.read_to_end()
-        await wire.close()
-        silent = WireClient(server.host, server.port)
-        await silent.connect()
-        await eventually(lambda: server.connections_total == 2)
-    await silent.close()
-
 
 # --- queries ----------------------------------------------------------------------------------------------------------
 
@@ -273,11 +114,11 @@ async def test_the_default_database_comes_with_the_query(server: StandInServer) 
 
 
 async def test_true_is_not_one_and_missing_is_not_null(wire: WireClient) -> None:
-    await wire.run([INSERT, [T, [MAKE_ARRAY, [{"id": 1}, {"id": True}, {"id": [MAKE_ARRAY, [1]]}]]]])
-    assert await wire.run([COUNT, [T]]) == 3
-    assert await wire.run([GET, [T, True]]) == {"id": True}
-    assert await wire.run([GET, [T, 1]]) == {"id": 1}
-    assert await wire.run([GET, [T, 2]]) is None
+    await wire.run([INSERT, [WIRE_T, [MAKE_ARRAY, [{"id": 1}, {"id": True}, {"id": [MAKE_ARRAY, [1]]}]]]])
+    assert await wire.run([COUNT, [WIRE_T]]) == 3
+    assert await wire.run([GET, [WIRE_T, True]]) == {"id": True}
+    assert await wire.run([GET, [WIRE_T, 1]]) == {"id": 1}
+    assert await wire.run([GET, [WIRE_T, 2]]) is None
 
 
 # --- streams and STOP -------------------------------------------------------------------------------------------------
@@ -362,7 +203,7 @@ async def test_a_lost_connection_takes_its_queries_with_it(server: StandInServer
     async with WireClient(server.host, server.port) as wire:
         await wire.run([TABLE_CREATE, ["t"]])
         await wire.ask(1, query([RANGE, []]))
-        await wire.ask(2, query([CHANGES, [T]]))
+        await wire.ask(2, query([CHANGES, [WIRE_T]]))
         wire.send(3, query(squares(50_000_000)))
         await eventually(lambda: server.running_queries == 1)
         assert server.open_streams == 2
@@ -379,7 +220,7 @@ async def test_noreply_is_not_answered_not_even_its_error(wire: WireClient) -> N
     wire.send(3, query([RANGE, [5000]], noreply=True))
     wire.send(4, "[4]")
     assert await wire.receive() == (4, {"t": 4, "r": []})
-    assert await wire.run([GET, [T, "quiet"]]) == {"id": "quiet"}
+    assert await wire.run([GET, [WIRE_T, "quiet"]]) == {"id": "quiet"}
 
 
 async def test_noreply_wait_waits_for_this_connections_noreply_queries(server: StandInServer, wire: WireClient) -> None:
@@ -396,92 +237,6 @@ async def test_noreply_wait_waits_for_this_connections_noreply_queries(server: S
 async def test_server_info_names_the_server(server: StandInServer, wire: WireClient) -> None:
     answer = await wire.ask(2, "[5]")
     assert answer == {"t": 5, "r": [{"id": server.id, "name": "stand_in", "proxy": False}]}
-
-
-# --- changefeeds ------------------------------------------------------------------------------------------------------
-
-
-async def test_a_feed_delivers_each_change_and_stops_with_two_answers(server: StandInServer, wire: WireClient) -> None:
-    async with WireClient(server.host, server.port) as writer:
-        assert await wire.ask(7, query([CHANGES, [T]])) == {"t": 3, "r": [], "n": [1]}
-        wire.send(7, "[2]")
-        await writer.run(insert(id=1, v=1))
-        assert (await wire.receive())[1]["r"] == [{"new_val": {"id": 1, "v": 1}, "old_val": None}]
-        await writer.run([UPDATE, [[GET, [T, 1]], {"v": 2}]])
-        await writer.run([DELETE, [[GET, [T, 1]]]])
-        assert (await wire.ask(7, "[2]"))["r"] == [
-            {"new_val": {"id": 1, "v": 2}, "old_val": {"id": 1, "v": 1}},
-            {"new_val": None, "old_val": {"id": 1, "v": 2}},
-        ]
-        wire.send(7, "[2]")
-        wire.send(7, "[3]")
-        assert [await wire.receive(), await wire.receive()] == [(7, STOPPED)] * 2
-        assert server.open_streams == 0
-
-
-async def test_an_idle_feed_is_an_open_stream_but_no_running_query(server: StandInServer, wire: WireClient) -> None:
-    await wire.ask(7, query([CHANGES, [T]]))
-    wire.send(7, "[2]")
-    await wire.run(1)
-    assert (server.open_streams, server.running_queries) == (1, 0)
-
-
-async def test_a_point_feed_with_initial_tells_the_value_first(wire: WireClient) -> None:
-    await wire.run(insert(id="p", v=1))
-    answer = await wire.ask(2, query([CHANGES, [[GET, [T, "p"]]], {"include_initial": True}]))
-    assert answer == {"t": 3, "r": [{"new_val": {"id": "p", "v": 1}}], "n": [2]}
-    wire.send(2, "[2]")
-    await wire.ask(3, query(insert(id="other")))
-    await wire.ask(4, query([DELETE, [[GET, [T, "p"]]]]))
-    assert (await wire.receive())[1]["r"] == [{"new_val": None, "old_val": {"id": "p", "v": 1}}]
-
-
-async def test_a_feed_on_a_filter_tells_what_enters_and_leaves_it(wire: WireClient) -> None:
-    is_small = [FUNC, [[MAKE_ARRAY, [1]], [LT, [[BRACKET, [[VAR, [1]], "v"]], 5]]]]
-    await wire.run(insert(id=1, v=1))
-    feed = query([CHANGES, [[FILTER, [T, is_small]]], {"include_initial": True}])
-    assert (await wire.ask(7, feed))["r"] == [{"new_val": {"id": 1, "v": 1}}]
-    await wire.run(insert(id=2, v=9))
-    await wire.run([UPDATE, [[GET, [T, 2]], {"v": 2}]])
-    await wire.run([UPDATE, [[GET, [T, 1]], {"v": 8}]])
-    assert (await wire.ask(7, "[2]"))["r"] == [
-        {"new_val": {"id": 2, "v": 2}, "old_val": None},
-        {"new_val": None, "old_val": {"id": 1, "v": 1}},
-    ]
-
-
-async def test_a_feed_ends_in_an_error_when_its_table_is_dropped(server: StandInServer, wire: WireClient) -> None:
-    await wire.ask(7, query([CHANGES, [T]]))
-    wire.send(7, "[2]")
-    wire.send(8, query([TABLE_DROP, ["t"]]))
-    answers = dict([await wire.receive(), await wire.receive()])
-    assert answers[8]["t"] == 1
-    assert answers[7] == {"t": 18, "e": 4_100_000, "r": ["Changefeed aborted (unavailable)."], "b": []}
-    assert server.open_streams == 0
-
-
-async def test_a_feed_that_nobody_reads_skips_changes_and_says_so(wire: WireClient) -> None:
-    await wire.ask(7, query([CHANGES, [T], {"changefeed_queue_size": 2}]))
-    await wire.run([INSERT, [T, [MAKE_ARRAY, [{"id": number} for number in range(5)]]]])
-    assert len((await wire.ask(7, "[2]"))["r"]) == 2
-    assert (await wire.ask(7, "[2]"))["r"] == [{"error": "Changefeed cache over array size limit, skipped 3 elements."}]
-
-
-async def test_a_feed_whose_function_fails_ends_in_that_error_and_the_writer_does_not(wire: WireClient) -> None:
-    field = [FUNC, [[MAKE_ARRAY, [1]], [MUL, [[BRACKET, [[VAR, [1]], "v"]], 2]]]]
-    await wire.run(insert(id=1, v=1))
-    feed = query([CHANGES, [[MAP, [T, field]]], {"include_initial": True}])
-    assert (await wire.ask(7, feed))["r"] == [{"new_val": 2}]
-    await wire.run(insert(id=2, v="two"))
-    assert (await wire.ask(7, "[2]"))["r"] == ["Expected type NUMBER but found STRING."]
-    assert (await wire.ask(8, feed))["r"] == ["Expected type NUMBER but found STRING."]
-    assert (await wire.ask(7, "[2]"))["r"] == ["Token 7 not in stream cache."]
-
-
-@pytest.mark.parametrize("option", ["squash", "include_states", "include_types", "include_offsets"])
-async def test_options_of_feeds_that_it_does_not_know_are_refused(wire: WireClient, option: str) -> None:
-    answer = await wire.ask(7, query([CHANGES, [T], {option: True}]))
-    assert answer["r"][0].startswith(f"`CHANGES` with `{option}` is not supported")
 
 
 # --- the official driver ----------------------------------------------------------------------------------------------
@@ -536,12 +291,12 @@ async def test_a_restart_cuts_connections_and_keeps_port_and_data(server: StandI
         await wire.read_to_end()
     assert server.port == port
     async with WireClient(server.host, port) as again:
-        assert await again.run([GET, [T, 1]]) == {"id": 1}
+        assert await again.run([GET, [WIRE_T, 1]]) == {"id": 1}
 
 
 async def test_clear_drops_the_data(server: StandInServer, wire: WireClient) -> None:
     server.clear()
-    assert (await wire.ask(1, query(T)))["r"] == ["Table `test.t` does not exist."]
+    assert (await wire.ask(1, query(WIRE_T)))["r"] == ["Table `test.t` does not exist."]
 
 
 async def test_a_stopped_server_refuses_connections_and_may_be_started_again() -> None:
@@ -564,7 +319,7 @@ async def test_it_is_started_once_and_a_taken_port_is_an_error(server: StandInSe
         await StandInServer(port=server.port).start()
 
 
-async def test_it_may_be_stopped_at_any_moment_of_a_log_in() -> None:
+async def test_it_may_be_stopped_at_any_moment_of_a_login() -> None:
     for steps in range(12):
         server = StandInServer()
         await server.start()

@@ -1,4 +1,4 @@
-"""The stand-in server answers as a real server did: the exchanges recorded in ``data/vectors.jsonl``, and some more."""
+"""The stand-in server answers as a real server did: the exchanges recorded in ``data/vectors.jsonl``, and others."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ async def _replay() -> dict[str, Answers]:
 
 @pytest.fixture(scope="module")
 def replayed() -> dict[str, Answers]:
-    """The answers of one new server to all queries in turn, for they build on one another."""
+    """The answers of one new server to all queries, in order, because later ones need earlier ones."""
     return asyncio.run(_replay())
 
 
 def _mask(value: Any) -> Any:
-    """Replace what differs from one run, or one machine, to the next."""
+    """Replace values that differ between runs or machines."""
     if isinstance(value, str):
         return UUID.sub("<uuid>", value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The virtual clock, as a test's author sees it."""
+"""The virtual clock, as the author of a test uses it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_ten_years_pass_too():
     assert run(scenario()) == pytest.approx(86_400 * 3650 + 0.5)
 
 
-def test_the_clock_starts_where_it_is_told_to():
+def test_the_clock_starts_at_the_given_time():
     async def now():
         return loop_time()
 
@@ -108,7 +108,7 @@ def test_a_cancelled_timer_does_not_stop_the_clock():
 
 
 def test_whoever_asks_for_the_rest_of_its_time_gets_there():
-    # asyncio calls a nanosecond early; who then asks for that nanosecond must not spin on a clock that stands.
+    # asyncio calls a nanosecond early. A callback that asks for that nanosecond must not repeat without end.
     async def wait_until(deadline):
         loop, reached = asyncio.get_running_loop(), asyncio.Event()
 
@@ -326,9 +326,9 @@ async def test_run_refuses_to_start_inside_a_running_loop():
     async def nothing():
         pass
 
-    with pytest.raises(RuntimeError, match="where a loop is running"):
+    with pytest.raises(RuntimeError, match="cannot be called from a running one"):
         run(nothing())
-    with pytest.raises(RuntimeError, match="where a loop is running"):
+    with pytest.raises(RuntimeError, match="cannot be called from a running one"):
         cancel_at_every_step(nothing)
 
 
@@ -341,7 +341,7 @@ def test_the_loop_works_in_the_runner_of_asyncio():
         assert runner.run(sleep_for_a_day()) == 86_400
 
 
-# The outside world.
+# Sockets and threads.
 
 
 def test_work_in_an_executor_is_waited_for():
@@ -461,7 +461,7 @@ def test_a_scenario_is_cancelled_at_every_step_until_it_completes():
             endings.append("cancelled")
             raise
 
-    # Four steps of its task. Cancelled before the first it never begins.
+    # Its task has four steps. It never begins if it is cancelled before the first one.
     assert cancel_at_every_step(three_turns) == 4
     assert endings == ["cancelled", "cancelled", "cancelled", "completed"]
 
@@ -490,7 +490,7 @@ def test_every_cancellation_has_a_loop_of_its_own_that_starts_at_zero():
         await asyncio.sleep(5)
 
     tried = cancel_at_every_step(scenario)
-    assert len(set(loops)) == len(loops) == tried  # one more run in which it completes, one less that never begins
+    assert len(set(loops)) == len(loops) == tried  # plus the run that completes, minus the one that never begins
 
 
 def test_what_must_hold_is_checked_after_every_run_on_the_same_loop():
@@ -527,7 +527,7 @@ def test_a_check_that_fails_tells_at_which_step_and_where_the_scenario_was_cance
 
 
 def test_the_turn_of_a_waiter_that_is_lost_by_a_cancellation_is_found():
-    # The waiter has been handed the item when it is cancelled, before it runs: the race that pools lose slots by.
+    # The waiter has got the item, and is cancelled before it runs. In this race pools lose slots.
     async def scenario():
         future = asyncio.get_running_loop().create_future()
         scenario.lost = True

@@ -159,6 +159,8 @@ async def closing(pool: AsyncConnectionPool, connector: ScriptedConnector) -> No
 
 
 async def released_pool(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    async with pool.connect():
+        pass
     connector.closes.always(slow(1))
     await pool.release_pool()
 

@@ -59,20 +59,21 @@ async def test_a_connection_that_dies_while_leased_is_replaced_for_who_waits() -
         pool.release(lease)
 
 
-async def test_a_replacement_that_fails_gives_its_place_back_and_the_next_acquire_tries_again() -> None:
+async def test_a_replacement_that_fails_gives_its_place_back_and_the_caller_is_told_when_its_time_is_up() -> None:
     connector = ScriptedConnector()
     async with open_pool(connector, pool_size=1, min_size=0, connection_ttl=10) as pool:
         async with pool.connect():
             pass
         await asyncio.sleep(20)
         refused = ConnectionRefusedError("refused")
-        connector.connects.then(error(refused))
+        connector.connects.always(error(refused))
         with pytest.raises(ConnectFailed) as caught:
-            await pool.acquire()
+            await pool.acquire(timeout=3)
+        connector.connects.always(ok())
         assert caught.value.__cause__ is refused
         assert isinstance(caught.value, ConnectionError)
         assert str(caught.value).startswith(
-            "main: no connection to scripted:28015 after waiting 0.0 s, the last attempt"
+            "main: no connection to scripted:28015 after waiting 3.0 s, the last attempt"
         )
         assert "ConnectionRefusedError: refused" in str(caught.value)
         assert pool.stats().size == 0
@@ -278,7 +279,7 @@ async def test_with_a_check_hook_queries_use_the_shared_connection_while_idle_on
     connector.queries.always(slow(1))
 
     async def check(connection: ScriptedConnection) -> None:
-        await asyncio.sleep(0.1 if connection.number == 1 else 3)
+        await asyncio.sleep(0.1 if connection.number == 2 else 3)  # the last one is on top
 
     async with open_pool(connector, pool_size=2, check=check) as pool:
         first = await run_soon(pool)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from async_repool import ConnectFailed, FeedGap, streams
+from async_repool import ConnectFailed, FeedGap, feeds
 from async_repool.errors import ConnectionLost, NotSent
 from async_repool.testing.scripted import error, feed, never, ok, slow
 from pool_kit import (
@@ -44,7 +44,7 @@ def wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
             assert tz is UTC
             return EPOCH + timedelta(seconds=now())
 
-    monkeypatch.setattr(streams, "datetime", Clock)
+    monkeypatch.setattr(feeds, "datetime", Clock)
 
 
 @pytest.mark.usefixtures("wall_clock")
@@ -168,7 +168,7 @@ async def test_an_error_of_the_server_at_a_later_opening_ends_a_feed_too() -> No
         assert await is_whole(pool)
 
 
-async def test_an_error_that_may_pass_is_a_gap() -> None:
+async def test_an_error_that_is_transient_is_a_gap() -> None:
     connector = feeding()
     connector.passing_errors = (LookupError,)
     async with open_pool(connector, pool_size=1) as pool:
@@ -182,7 +182,7 @@ async def test_an_error_that_may_pass_is_a_gap() -> None:
         await stop(changes)
 
 
-async def test_an_error_that_may_pass_is_raised_where_gaps_are() -> None:
+async def test_an_error_that_is_transient_is_raised_where_gaps_are() -> None:
     connector = feeding()
     connector.passing_errors = (LookupError,)
     async with open_pool(connector, pool_size=1) as pool:

@@ -9,7 +9,7 @@ import pytest
 
 from async_repool import AsyncConnectionPool, ConnectFailed, FeedGap
 from async_repool.errors import ConnectionLost, NotSent, QueryTimeout
-from async_repool.streams import Feed
+from async_repool.feeds import Feed
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, feed, never, ok, slow
 from async_repool.testing.virtual_clock import cancel_at_every_step
 from pool_kit import (
@@ -114,7 +114,7 @@ async def test_what_is_no_changefeed_is_refused_and_leaves_nothing(value: Any) -
         assert await is_whole(pool)
 
 
-async def test_an_error_that_may_pass_is_raised_by_the_first_opening() -> None:
+async def test_an_error_that_is_transient_is_raised_by_the_first_opening() -> None:
     connector = ScriptedConnector()
     connector.passing_errors = (LookupError,)
     connector.streams.always(error(LookupError("not ready")))

@@ -324,11 +324,11 @@ async def test_an_expired_connection_takes_no_new_query_and_is_closed_when_the_l
         long = await run_soon(pool)
         await asyncio.sleep(101)
         await asyncio.gather(*(pool.run("a query") for _ in range(10)))
-        assert [len(connection.queries) for connection in connector.connections] == [1, 0, 10]
-        assert connector.connections[0].is_open()
+        assert [len(connection.queries) for connection in connector.connections] == [0, 1, 10]
+        assert connector.connections[1].is_open()
         await long
         await asyncio.sleep(1)
-        assert connector.connections[0].ended_by == "close"
+        assert connector.connections[1].ended_by == "close"
         assert pool.stats().closed_by_reason == {"expired": 2}
 
 

@@ -59,18 +59,12 @@ async def test_a_holder_that_waited_for_its_lease_is_named_by_where_it_waited() 
         await task
 
 
-@pytest.mark.parametrize("how", ["wait_for", "gather", "exit stack"])
-async def test_a_holder_is_whoever_asked_whoever_did_the_work(how: str) -> None:
+async def test_a_holder_is_named_if_an_exit_stack_acquires_for_it() -> None:
     async with open_pool(pool_size=1) as pool:
 
         async def asker() -> None:
             async with contextlib.AsyncExitStack() as stack:
-                if how == "exit stack":
-                    await stack.enter_async_context(pool.connect())
-                else:
-                    work = pool.acquire()
-                    lease = await asyncio.wait_for(work, 1) if how == "wait_for" else (await asyncio.gather(work))[0]
-                    stack.callback(pool.release, lease)
+                await stack.enter_async_context(pool.connect())
                 await asyncio.sleep(20)
 
         task = asyncio.create_task(asker(), name="asker")
@@ -78,6 +72,16 @@ async def test_a_holder_is_whoever_asked_whoever_did_the_work(how: str) -> None:
         with pytest.raises(PoolTimeout, match=rf"asker, for 6.0 s, acquired at {HERE}:\d+ in asker"):
             await pool.acquire(timeout=5)
         await task
+
+
+async def test_a_lease_that_a_task_of_its_own_acquired_says_so() -> None:
+    async with open_pool(pool_size=1) as pool:
+        (lease,) = await asyncio.gather(pool.acquire())
+        await asyncio.sleep(1)
+        held = r"a task that is gone, for 6.0 s, acquired by a task of its own, as of wait_for\(\) or gather\(\)"
+        with pytest.raises(PoolTimeout, match=held):
+            await pool.acquire(timeout=5)
+        pool.release(lease)
 
 
 async def test_debug_keeps_the_stack_of_the_acquire() -> None:
@@ -164,14 +168,6 @@ async def test_each_deadlock_is_logged(caplog: pytest.LogCaptureFixture) -> None
                         await pool.acquire(timeout=1)
             assert len(warnings_of(caplog)) == count
             await asyncio.sleep(1)
-
-
-async def test_a_deadlock_is_found_where_wait_for_has_a_task_of_its_own_acquire() -> None:
-    async with open_pool(pool_size=1, debug=True) as pool:
-        lease = await asyncio.wait_for(pool.acquire(), 5)
-        with pytest.raises(PoolDeadlock):
-            await asyncio.wait_for(pool.acquire(), 5)
-        pool.release(lease)
 
 
 async def use_soon(acquiring: Any, pool: AsyncConnectionPool) -> None:

@@ -75,27 +75,6 @@ async def test_a_lease_passes_for_its_connection() -> None:
         await lease.noreply_wait()
 
 
-async def test_use_lasts_for_the_lease_only() -> None:
-    async with open_pool(pool_size=1) as pool:
-        async with pool.connect() as lease:
-            lease.use("mine")
-            assert lease.db == "mine"
-            assert await lease._start("term") == {"db": "mine"}
-            assert await lease._start("term", db="other") == {"db": "other"}
-        async with pool.connect() as lease:
-            assert lease.db is None
-            assert await lease._start("term") == {}
-
-
-async def test_setting_db_is_the_same_as_use() -> None:
-    async with open_pool(pool_size=1) as pool:
-        async with pool.connect() as lease:
-            lease.db = "mine"
-            assert await lease._start("term") == {"db": "mine"}
-        async with pool.connect() as lease:
-            assert lease.db is None
-
-
 async def test_a_connection_that_its_user_closed_is_replaced() -> None:
     async with open_pool(pool_size=1) as pool:
         async with pool.connect() as lease:
@@ -103,15 +82,6 @@ async def test_a_connection_that_its_user_closed_is_replaced() -> None:
         async with pool.connect() as lease:
             assert number(lease) == 2
             assert lease.is_open()
-
-
-async def test_a_lease_as_context_manager_closes_its_connection_as_the_drivers_does() -> None:
-    async with open_pool(pool_size=1) as pool:
-        lease = await pool.acquire()
-        async with lease:
-            pass
-        assert not lease.is_open()
-        pool.release(lease)
 
 
 @pytest.mark.parametrize(

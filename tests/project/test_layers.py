@@ -10,30 +10,79 @@ from paths import PACKAGE
 
 NOTHING: set[str] = set()
 
+# Modules of connectors.rethinkdb, lowest first: which of those above it each may import, and what else of the package.
+RETHINKDB: dict[str, tuple[set[str], set[str]]] = {
+    "frames": (NOTHING, NOTHING),
+    "codec": ({"frames"}, NOTHING),
+    "reader": (NOTHING, NOTHING),
+    "login": ({"reader"}, NOTHING),
+    "errors": (NOTHING, {"errors"}),
+    "cursor": ({"codec", "errors"}, NOTHING),
+    "wire": ({"codec", "cursor", "errors", "frames", "reader"}, {"_fork"}),
+    "arguments": (NOTHING, NOTHING),
+    "connection": ({"arguments", "codec", "login", "wire"}, NOTHING),
+    "lease": (NOTHING, {"lease"}),
+    "transient": (NOTHING, NOTHING),
+    "connector": ({"arguments", "connection", "cursor", "errors", "lease", "login", "transient"}, {"errors"}),
+}
+
+# Modules of the core, lowest first.
+CORE: dict[str, set[str]] = {
+    "backoff": NOTHING,
+    "slots": NOTHING,
+    "orders": {"slots"},
+    "line": {"slots"},
+    "shares": {"slots"},
+    "shelf": {"backoff", "slots"},
+    "servers": {"backoff"},
+    "census": {"line", "shares", "slots"},
+    "core": {"backoff", "census", "line", "orders", "servers", "shares", "shelf", "slots"},
+}
+
 # Module: what it may import of the package, and of the rest of the world beside the standard library.
 OWN: dict[str, set[str]] = {
+    "_lazy": NOTHING,
+    "_fork": NOTHING,
     "errors": NOTHING,
-    "config": {"errors"},
+    "events": NOTHING,
     "stats": NOTHING,
-    "_backoff": NOTHING,
-    "_ledger": {"errors", "config", "stats", "_backoff"},
-    "_waiting_room": NOTHING,
-    "_holders": NOTHING,
-    "lease": {"errors", "config", "_ledger"},
+    "config": {"events"},
+    "lease": {"errors"},
+    "feeds": {"connectors", "errors"},
     "connectors": NOTHING,
-    "connectors._frames": NOTHING,
-    "connectors.rethinkdb": {"errors", "connectors._frames"},
-    "streams": {"errors", "_backoff", "_ledger", "connectors"},
-    "async_pool": {
-        *("_holders", "_ledger", "_waiting_room", "config", "connectors", "connectors.rethinkdb", "errors", "lease"),
-        *("stats", "streams"),
+    **{
+        f"connectors.rethinkdb.{module}": {f"connectors.rethinkdb.{name}" for name in below} | others
+        for module, (below, others) in RETHINKDB.items()
     },
-    "": {"async_pool", "connectors", "connectors.rethinkdb", "errors", "lease", "stats", "streams"},
+    "connectors.rethinkdb": {f"connectors.rethinkdb.{name}" for name in ("connection", "connector", "cursor", "lease")},
+    "_core": NOTHING,
+    **{f"_core.{module}": {f"_core.{name}" for name in below} for module, below in CORE.items() if module != "core"},
+    "_core.core": {"config", *(f"_core.{name}" for name in CORE["core"])},
+    "_shell": NOTHING,
+    "_shell.holders": NOTHING,
+    "_shell.hooks": {"config", "connectors"},
+    "_shell.messages": {"errors"},
+    "_shell.journal": {"_core.census", "_shell.messages", "config", "events", "stats"},
+    "_shell.runtime": {
+        *("_core.backoff", "_core.census", "_core.core", "_core.orders", "_core.slots", "_fork", "_shell.holders"),
+        *("_shell.hooks", "_shell.journal", "_shell.messages", "config", "connectors", "errors", "lease", "stats"),
+    },
+    "_shell.queries": {
+        *("_core.backoff", "_core.slots", "_shell.messages", "_shell.runtime", "connectors", "errors"),
+    },
+    "async_pool": {
+        *("_shell.holders", "_shell.journal", "_shell.messages", "_shell.queries", "_shell.runtime", "config"),
+        *("connectors", "connectors.rethinkdb", "errors", "feeds", "lease", "stats"),
+    },
+    "": {"_lazy", "async_pool", "connectors", "connectors.rethinkdb", "errors", "feeds", "lease", "stats"},
 }
-VENDORS: dict[str, set[str]] = {"connectors.rethinkdb": {"rethinkdb"}, "testing.pytest_plugin": {"pytest"}}
+VENDORS: dict[str, set[str]] = {
+    **{f"connectors.rethinkdb.{module}": {"rethinkdb"} for module in RETHINKDB if module not in ("frames", "reader")},
+    "testing.pytest_plugin": {"pytest"},
+}
 FORBIDDEN: dict[str, set[str]] = {
     module: {"asyncio", "threading", "time", "random", "logging"}
-    for module in ("errors", "config", "stats", "_backoff", "_ledger", "_holders")
+    for module in ("errors", "config", "events", "stats", *(f"_core.{name}" for name in CORE))
 }
 ALL = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
@@ -80,12 +129,57 @@ def test_a_module_imports_only_what_it_may_know(module: str) -> None:
         assert own(module) <= OWN[module]
     else:
         assert module.startswith("testing"), "a new module: say in this table what it may know"
-        assert {name for name in own(module) if not name.startswith("testing")} <= {"connectors", "errors"}
+        assert {name for name in own(module) if not name.startswith("testing")} <= {"_lazy", "connectors", "errors"}
     assert vendors(module) <= VENDORS.get(module, NOTHING) | (
         {"pytest", "testcontainers"} if module == "testing.pytest_plugin" else NOTHING
     )
     assert not imports(module) & FORBIDDEN.get(module, NOTHING)
 
 
-def test_the_driver_is_imported_in_one_module_only() -> None:
-    assert [module for module in ALL if "rethinkdb" in vendors(module)] == ["connectors.rethinkdb"]
+def test_the_driver_is_imported_by_its_connector_only() -> None:
+    importing = [module for module in ALL if "rethinkdb" in vendors(module)]
+    assert [module for module in importing if not module.startswith("connectors.rethinkdb.")] == []
+    assert importing
+
+
+def test_the_imports_of_the_rethinkdb_connector_go_one_way() -> None:
+    """Whatever the table allows: each module imports only what stands before it."""
+    order = [f"connectors.rethinkdb.{name}" for name in RETHINKDB]
+    assert sorted(order) == sorted(module for module in ALL if module.startswith("connectors.rethinkdb."))
+    for place, module in enumerate(order):
+        neighbours = {name for name in own(module) if name.startswith("connectors.rethinkdb")}
+        assert neighbours <= set(order[:place])
+
+
+def test_only_the_login_opens_sockets() -> None:
+    opening = [name for name in RETHINKDB if "create_connection" in ALL[f"connectors.rethinkdb.{name}"].read_text()]
+    assert opening == ["login"]
+
+
+def reachable(module: str) -> set[str]:
+    """The modules of the package that a module imports, directly or through others."""
+    found: set[str] = set()
+    pending = {module}
+    while pending:
+        pending = {name for each in pending for name in own(each) if name in ALL} - found
+        found |= pending
+    return found
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    circles = {module: sorted(name for name in reachable(module) if module in reachable(name)) for module in ALL}
+    assert {module: circle for module, circle in circles.items() if circle} == {}
+
+
+def test_the_test_tools_reach_neither_the_pool_nor_the_driver() -> None:
+    for module in ALL:
+        if module.startswith("testing"):
+            assert not reachable(module) & {"async_pool", "connectors.rethinkdb"}, module
+
+
+def test_the_stand_in_server_stands_alone() -> None:
+    """It is written from the protocol, so a mistake of the driver or of the connector cannot be in it as well."""
+    inside = [module for module in ALL if module.startswith("testing.standin")]
+    assert {"testing.standin", "testing.standin.server", "testing.standin.wire"} <= set(inside)
+    for module in inside:
+        assert own(module) <= {*inside, "testing.faults"}, module

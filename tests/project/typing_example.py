@@ -7,7 +7,8 @@ from collections.abc import Awaitable
 from typing import Any, assert_type
 
 from async_repool import AsyncConnectionPool, Connector, FeedGap, Lease, PoolStats, R, RethinkDBConnector
-from async_repool.connectors import QueryConnector
+from async_repool.connectors import QueryConnector, StreamingConnector
+from async_repool.connectors.rethinkdb import RethinkDBLease
 from async_repool.errors import ConnectionLost, OutcomeUnknown, QueryTimeout
 from async_repool.testing import FaultProxy, StandInServer
 from async_repool.testing.scripted import ScriptedConnector
@@ -16,10 +17,18 @@ from async_repool.testing.scripted import ScriptedConnector
 async def hook(connection: Any) -> None: ...
 
 
+async def use_the_lease_of_rethinkdb(lease: RethinkDBLease) -> None:
+    assert_type(lease.db, str | None)
+    lease.db = None
+    lease.use("heroes")
+    assert_type(await lease.reconnect(), RethinkDBLease)
+
+
 async def main() -> None:
     connectors: list[Connector] = [ScriptedConnector(), RethinkDBConnector(host="db1")]
     sharing: list[QueryConnector] = [ScriptedConnector(), RethinkDBConnector(host="db1")]
-    connectors += sharing
+    reading: list[StreamingConnector] = [*sharing]
+    connectors += reading
     pool = AsyncConnectionPool(connectors[0], pool_size=3, acquire_timeout=None, check=hook, name="typed")
     async with AsyncConnectionPool({"host": "db1"}, 7, 42) as other:
         assert_type(other, AsyncConnectionPool)
@@ -32,7 +41,6 @@ async def main() -> None:
     assert_type(await asyncio.gather(pool.release(lease), pool.release_to_looped(lease)), tuple[None, None])
     async with pool.connect(looped_mode=True, timeout=1.5) as conn:
         assert_type(conn, Lease)
-        assert_type(conn.db, str | None)
         conn.use("heroes")
     value: dict[str, int] = await pool.run(R.expr(1), timeout=1.5, retry=True, db="heroes")
     print(value)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_repool.connectors._frames import MAX_BODY_BYTES, FrameError, FrameReader, pack_frame
+from async_repool.connectors.rethinkdb.frames import MAX_BODY_BYTES, FrameError, FrameReader, pack_frame
 
 TOKENS = st.integers(0, 2**64 - 1)
 FRAMES = st.lists(st.tuples(TOKENS, st.binary(max_size=64)), max_size=8)

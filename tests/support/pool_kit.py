@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from async_repool import AsyncConnectionPool, Lease
-from async_repool.streams import Feed
+from async_repool.feeds import Feed
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, ScriptedStream, feed
 
 

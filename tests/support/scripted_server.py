@@ -1,7 +1,7 @@
-"""A server that says exactly what a test tells it to, frame by frame, and a connection to it: both ends of one link.
+"""A server that sends exactly the frames that a test gives it, and a connection to it: both ends of one link.
 
-For what a server must not do, or does only once in a thousand runs: a stray token, half a frame, two answers in one
-packet, an answer in the same turn of the loop as a cancellation. The server knows the log-in and nothing else.
+It is for cases that a real server must not or rarely does produce: an unknown token, half a frame, two answers in one
+packet, an answer in the same turn of the loop as a cancellation. The server knows only the login.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def pack(token: int, kind: int, *rows: Any, **more: Any) -> bytes:
 
 
 class Peer:
-    """The server's end of one connection, after the log-in."""
+    """The server's end of one connection, after the login."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -113,7 +113,7 @@ class ScriptedServer:
             return await self._peers.get()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """What happens on a connection. Replace it for a server that is none."""
+        """Serve one connection. A test may replace this to be something other than a RethinkDB server."""
         magic = await reader.readexactly(4)
         assert magic == struct.pack("<L", 0x34C2BDC3)
         hello = json.loads((await reader.readuntil(b"\0"))[:-1])
@@ -192,7 +192,7 @@ class Link:
         return await task, token
 
     async def idle(self, *rows: Any) -> tuple[RethinkDBCursor, int]:
-        """A cursor that has read ahead enough and owes nothing to the server, nor the server to it."""
+        """A cursor that has read ahead enough. Neither side waits for the other."""
         cursor, token = await self.streaming(*rows)
         self.peer.answer(token, PARTIAL, *rows)
         await self.works()
@@ -202,13 +202,13 @@ class Link:
         assert await self.peer.request() == (token, [kind])
 
     async def works(self) -> None:
-        """The connection lives: it carries a query there and an answer back."""
+        """Require that the connection still works: a query reaches the server, and its answer arrives."""
         task, token = await self.started(R.expr("ping"))
         self.peer.answer(token, ATOM, "pong")
         assert await task == "pong"
 
     async def fails(self, match: str) -> ReqlError:
-        """The connection is at an end, for a reason that it tells."""
+        """Require that the connection has ended with this reason."""
         await self.peer.is_left()
         assert not self.connection.is_open()
         with pytest.raises(ReqlDriverError, match=match) as caught:
@@ -218,7 +218,7 @@ class Link:
 
 
 class PoolLink(Link):
-    """The same, whose queries run as the pool runs them."""
+    """The same, but queries run as the pool runs them."""
 
     def run(self, query: Any = ONE, **options: Any) -> asyncio.Task[Any]:
         return asyncio.create_task(CONNECTOR.run(self.connection, query, options))

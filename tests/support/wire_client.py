@@ -1,7 +1,7 @@
-"""A raw RethinkDB client for tests: it sends exactly the bytes it is told to and returns exactly what came back.
+"""A raw RethinkDB client for tests: it sends exactly the given bytes and returns exactly the bytes that came back.
 
-What lives here: the client's side of the wire, once more and on its own, so that neither the driver's nor the stand-in
-server's view of the protocol is taken on trust. What must not: anything of async_repool.
+This module has the client's side of the wire again, and imports nothing of async_repool. So the tests trust neither the
+driver's nor the stand-in server's view of the protocol.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAGIC = struct.pack("<L", 0x34C2BDC3)
 START, CONTINUE, STOP, NOREPLY_WAIT, SERVER_INFO = 1, 2, 3, 4, 5
 ATOM, SEQUENCE, PARTIAL, WAIT_COMPLETE = 1, 2, 3, 4
 CLIENT_ERROR, COMPILE_ERROR, RUNTIME_ERROR = 16, 17, 18
-SECONDS_TO_ANSWER = 10.0  # only a test that fails waits as long
+SECONDS_TO_ANSWER = 10.0  # only a failing test waits so long
 
 # Terms, by their numbers in the public protocol.
 MAKE_ARRAY, VAR, DB, TABLE, GET, MUL, ADD, MAP, FILTER, COUNT = 2, 10, 14, 15, 16, 26, 24, 38, 39, 43
@@ -36,7 +36,7 @@ def query(term: object, **options: object) -> str:
 
 
 def squares(count: int) -> list[Any]:
-    """The sum of the first squares: a query that takes a while where ``count`` is large."""
+    """The sum of the first squares. This query takes long if ``count`` is large."""
     square = [FUNC, [[MAKE_ARRAY, [1]], [MUL, [[VAR, [1]], [VAR, [1]]]]]]
     return [SUM, [[MAP, [[RANGE, [count]], square]]]]
 
@@ -87,19 +87,19 @@ class WireClient:
             return await self._reader.readexactly(size)
 
     async def read_to_end(self) -> bytes:
-        """All that comes before the connection ends; raises ``ConnectionResetError`` where it is reset."""
+        """All bytes until the connection ends. Raises ``ConnectionResetError`` if it is reset."""
         async with asyncio.timeout(SECONDS_TO_ANSWER):
             return await self._reader.read()
 
     async def read_message(self) -> Answer:
-        """A message of the log-in."""
+        """A message of the login."""
         async with asyncio.timeout(SECONDS_TO_ANSWER):
             text = await self._reader.readuntil(b"\0")
         message: Answer = json.loads(text[:-1])
         return message
 
     async def log_in(self, user: str, password: str) -> list[Answer]:
-        """The server's messages; the last has ``success`` false where it refused."""
+        """The server's messages. In the last one, ``success`` is false if the server refused the login."""
         nonce = base64.b64encode(os.urandom(18)).decode()
         first = f"n={user.replace('=', '=3D').replace(',', '=2C')},r={nonce}"
         self.write(hello(authentication="n,," + first))
@@ -132,21 +132,21 @@ class WireClient:
         return token, json.loads(await self.read_exactly(size))
 
     async def ask(self, token: int, text: str) -> Answer:
-        """Send one query and return the next answer, which must be its own."""
+        """Send one query and return the next answer, which must be for it."""
         self.send(token, text)
         answered, answer = await self.receive()
         assert answered == token
         return answer
 
     async def ask_all(self, token: int, text: str) -> list[Answer]:
-        """Every answer to one query: the rest of a stream is fetched."""
+        """All answers to one query, including the rest of a stream."""
         answers = [await self.ask(token, text)]
         while answers[-1]["t"] == PARTIAL:
             answers.append(await self.ask(token, f"[{CONTINUE}]"))
         return answers
 
     async def run(self, term: object) -> Any:
-        """The value of a term, or all its rows; fails where the answer is an error."""
+        """The value of a term, or all its rows. Fails if the answer is an error."""
         answers = await self.ask_all(1, query(term))
         assert answers[-1]["t"] in (ATOM, SEQUENCE), answers[-1]
         rows = [row for answer in answers for row in answer["r"]]
@@ -154,7 +154,7 @@ class WireClient:
 
 
 def hello(**changes: object) -> bytes:
-    """The client's first message, magic number included."""
+    """The client's first message, including the magic number."""
     message = {
         "protocol_version": 0,
         "authentication_method": "SCRAM-SHA-256",
