@@ -1,6 +1,6 @@
 """What happened in a pool, as frozen records, and the observer that is given each of them.
 
-Metrics, traces and audit logs are built on this: ``AsyncConnectionPool(…, observer=observer)``.
+Metrics, traces and audit logs are built on this: ``AsyncConnectionPool(…, observer=observer)``. All times are seconds.
 """
 
 from __future__ import annotations
@@ -9,114 +9,91 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = [
-    "CallerGone",
-    "CallerRefused",
-    "CallerServed",
-    "ConnectionChecked",
-    "ConnectionClosed",
-    "ConnectionFailed",
-    "ConnectionOpened",
-    "Event",
-    "LeaseReturned",
-    "Observer",
-    "OutageBegan",
-    "OutageEnded",
-    "QueryDone",
-    "QueryLost",
-    "QueryStopped",
-]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. All times are seconds."""
+    """Something that happened."""
 
     pool: str
     """The pool's name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionOpened(Event):
-    """A connection was opened, and configured."""
+@dataclass(frozen=True, slots=True)
+class ConnectionEvent(Event):
+    """Something that happened to one connection."""
 
     number: int
     """Its number in this opening of the pool, as in logs: ``#7``."""
     server: str
     """Where it leads, such as ``"db1:28015"``."""
     seconds: float
-    """How long that took."""
+    """How long that took; of a connection that was closed, how long it lived."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionFailed(Event):
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened(ConnectionEvent):
+    """A connection was opened, and configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFailed(ConnectionEvent):
     """A connection could not be opened or configured."""
 
-    number: int
-    server: str
-    seconds: float
-    """How long the attempt took."""
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionChecked(Event):
+@dataclass(frozen=True, slots=True)
+class ConnectionChecked(ConnectionEvent):
     """A connection was checked or reset."""
 
-    number: int
-    server: str
     is_reset: bool
-    seconds: float
     error: BaseException | None
     """Why the connection is discarded; None if it is fit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionClosed(Event):
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed(ConnectionEvent):
     """A connection was closed."""
 
-    number: int
-    server: str
     reason: str
     """Such as ``"expired"``; as in ``PoolStats.closed_by_reason``."""
-    age_seconds: float
-    """How long it lived, from its opening."""
     was_aborted: bool
     """Whether it was ended at once, instead of politely."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallerServed(Event):
-    """A caller got what it asked for."""
+@dataclass(frozen=True, slots=True)
+class CallerEvent(Event):
+    """Something that happened to a caller."""
 
     need: str
-    """``"lease"``, ``"query"`` or ``"feed"``."""
-    number: int
-    """The connection's."""
+    """What it asked for: ``"lease"``, ``"query"`` or ``"feed"``."""
     waited_seconds: float
     """0 if it did not have to wait."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallerRefused(Event):
+@dataclass(frozen=True, slots=True)
+class CallerServed(CallerEvent):
+    """A caller got what it asked for."""
+
+    number: int
+    """The connection's."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallerRefused(CallerEvent):
     """A caller got an error instead of a connection."""
 
-    need: str
     reason: str
     """``"timed out"``, ``"deadlock"``, ``"unreachable"``, ``"hopeless"``, ``"too many waiters"``, ``"lane full"`` or
     ``"closed"``."""
-    waited_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallerGone(Event):
+@dataclass(frozen=True, slots=True)
+class CallerGone(CallerEvent):
     """A caller was cancelled while it waited."""
 
-    need: str
-    waited_seconds: float
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LeaseReturned(Event):
     """A lease was released, or taken back."""
 
@@ -124,36 +101,34 @@ class LeaseReturned(Event):
     held_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryDone(Event):
-    """The server has answered a query of ``run()``, or a stream was read to its end."""
+@dataclass(frozen=True, slots=True)
+class QueryEvent(Event):
+    """A query of ``run()`` or ``stream()`` has ended."""
 
     number: int
+    """The connection's."""
     seconds: float
     """From the moment when the query had a connection."""
     error: BaseException | None
-    """The error with which the server answered."""
+    """The error that the caller got; None if it got its answer, was cancelled, or left a stream before its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryStopped(Event):
-    """A query was cancelled or ran out of time, or a stream was left before its end."""
-
-    number: int
-    seconds: float
-    is_timeout: bool
+@dataclass(frozen=True, slots=True)
+class QueryDone(QueryEvent):
+    """The server has answered, or a stream was read to its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryLost(Event):
-    """The connection of a query ended before its answer came, or that of a stream before its last row."""
-
-    number: int
-    seconds: float
-    error: BaseException
+@dataclass(frozen=True, slots=True)
+class QueryStopped(QueryEvent):
+    """It was cancelled or ran out of time, or a stream was left before its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class QueryLost(QueryEvent):
+    """Its connection ended before the answer came, or before the last row of a stream."""
+
+
+@dataclass(frozen=True, slots=True)
 class OutageBegan(Event):
     """A connection could not be opened, after others could."""
 
@@ -161,7 +136,7 @@ class OutageBegan(Event):
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class OutageEnded(Event):
     """A connection could be opened again."""
 
@@ -171,5 +146,4 @@ class OutageEnded(Event):
 
 
 Observer: TypeAlias = Callable[[Event], object]
-"""Any callable that takes an event. It is called at once, in the event loop of the pool, and must not wait. If it
-raises, that is logged once."""
+"""Any callable that takes an event. The pool calls it at once, in its event loop. If it raises, that is logged once."""

@@ -31,7 +31,8 @@ class Journal:
         self.observer = observer
         self.totals = Totals()
         self.closed_by_reason: Counter[str] = Counter()
-        self.last_failure: BaseException | None = None  # of opening, checking or resetting a connection
+        self.last_failure: BaseException | None = None
+        """Why a connection could not be opened, or failed its check or reset."""
         self._connector = connector
         self._has_complained = False  # of the observer
 
@@ -42,7 +43,7 @@ class Journal:
         return endpoint
 
     def stats(self, config: PoolConfig, census: Census | None) -> PoolStats:
-        """What was counted, and how the pool is now. ``census`` is None if it is not open."""
+        """What was counted, and how the pool is now. ``census`` is None if it was never open."""
         gauges = dict.fromkeys(GAUGES, 0) if census is None else {name: getattr(census, name) for name in GAUGES}
         return PoolStats(
             name=self.name,
@@ -53,144 +54,74 @@ class Journal:
             **gauges,
             **asdict(self.totals),
             closed_total=self.closed_by_reason.total(),
-            closed_by_reason=MappingProxyType({str(reason): n for reason, n in self.closed_by_reason.items()}),
+            closed_by_reason=MappingProxyType(dict(self.closed_by_reason)),
         )
 
-    def _tell(self, event: events.Event) -> None:
-        assert self.observer is not None
-        try:
-            self.observer(event)
-        except Exception:
-            if not self._has_complained:
-                self._has_complained = True
-                log.exception("%s: the observer raised, which is logged once; it was given %r", self.name, event)
-
-    # ---- callers
-
     def served(self, need: int, number: int, waited_seconds: float) -> None:
-        """A caller has a lease, a query has a place, or a feed."""
+        """A caller has a lease, or a place for a query or feed. Apart from :meth:`tell`, for each lease counts here."""
         if need == 0:
             self.totals.acquired_total += 1
         if self.observer is not None:
-            self._tell(
-                events.CallerServed(pool=self.name, need=NEEDS[need], number=number, waited_seconds=waited_seconds)
-            )
+            self.tell(events.CallerServed(self.name, NEEDS[need], waited_seconds, number))
 
     def waited(self, seconds: float) -> None:
         """A caller had to wait in line, whatever came of it."""
         self.totals.waited_total += 1
         self.totals.waited_seconds_total += seconds
 
-    def refused(self, need: int, reason: str, waited_seconds: float) -> None:
-        """A caller gets an error."""
-        self.totals.timeouts_total += reason in ("timed out", "deadlock")
-        self.totals.refused_total += reason == "too many waiters"
-        if self.observer is not None:
-            self._tell(
-                events.CallerRefused(pool=self.name, need=NEEDS[need], reason=reason, waited_seconds=waited_seconds)
-            )
-
-    def gone(self, need: int, waited_seconds: float) -> None:
-        """A caller was cancelled."""
-        self.totals.cancelled_total += 1
-        if self.observer is not None:
-            self._tell(events.CallerGone(pool=self.name, need=NEEDS[need], waited_seconds=waited_seconds))
-
-    def returned(self, number: int, held_seconds: float) -> None:
-        """A lease has ended. To be called if there is an observer."""
-        self._tell(events.LeaseReturned(pool=self.name, number=number, held_seconds=held_seconds))
-
-    # ---- queries
-
     def query_done(self, number: int, seconds: float, error: BaseException | None = None) -> None:
         """The server has answered."""
         self.totals.queries_done_total += 1
         if self.observer is not None:
-            self._tell(events.QueryDone(pool=self.name, number=number, seconds=seconds, error=error))
+            self.tell(events.QueryDone(self.name, number, seconds, error))
 
-    def query_stopped(self, number: int, seconds: float, *, is_timeout: bool = False) -> None:
-        """It was cancelled, timed out, or left."""
-        self.totals.queries_stopped_total += 1
+    def tell(self, event: events.Event) -> None:
+        """Something has happened."""
+        self._count(event)
+        self._log(event)
         if self.observer is not None:
-            self._tell(events.QueryStopped(pool=self.name, number=number, seconds=seconds, is_timeout=is_timeout))
+            try:
+                self.observer(event)
+            except Exception:
+                if not self._has_complained:
+                    self._has_complained = True
+                    log.exception("%s: the observer raised, which is logged once; given %r", self.name, event)
 
-    def query_lost(self, number: int, seconds: float, error: BaseException) -> None:
-        """Its connection ended."""
-        self.totals.queries_lost_total += 1
-        if self.observer is not None:
-            self._tell(events.QueryLost(pool=self.name, number=number, seconds=seconds, error=error))
+    def _count(self, event: events.Event) -> None:
+        totals = self.totals
+        match event:
+            case events.CallerRefused(reason="timed out" | "deadlock"):
+                totals.timeouts_total += 1
+            case events.CallerRefused(reason="too many waiters"):
+                totals.refused_total += 1
+            case events.CallerGone():
+                totals.cancelled_total += 1
+            case events.QueryStopped():
+                totals.queries_stopped_total += 1
+            case events.QueryLost():
+                totals.queries_lost_total += 1
+            case events.ConnectionOpened():
+                totals.opened_total += 1
+            case events.ConnectionFailed(error=error):
+                totals.connect_failures_total += 1
+                self.last_failure = error
+            case events.ConnectionChecked(error=BaseException() as error):
+                self.last_failure = error
+            case events.ConnectionClosed(reason=reason):
+                self.closed_by_reason[reason] += 1
 
-    # ---- connections
-
-    def opened(self, number: int, seconds: float) -> None:
-        """A connection is open."""
-        self.totals.opened_total += 1
-        log.debug("%s: #%d is open, after %.3f s", self.name, number, seconds)
-        if self.observer is not None:
-            self._tell(events.ConnectionOpened(pool=self.name, number=number, server=self.endpoint, seconds=seconds))
-
-    def failed(self, number: int, seconds: float, error: BaseException) -> None:
-        """A connection could not be opened."""
-        self.totals.connect_failures_total += 1
-        self.last_failure = error
-        log.debug("%s: #%d could not be opened: %s", self.name, number, describe(error))
-        if self.observer is not None:
-            self._tell(
-                events.ConnectionFailed(
-                    pool=self.name, number=number, server=self.endpoint, seconds=seconds, error=error
-                )
-            )
-
-    def checked(self, number: int, seconds: float, error: BaseException | None, *, is_reset: bool) -> None:
-        """A check or a reset is over."""
-        if error is not None:
-            self.last_failure = error
-            what = "reset" if is_reset else "check"
-            log.debug("%s: #%d is discarded, its %s failed: %s", self.name, number, what, describe(error))
-        if self.observer is not None:
-            self._tell(
-                events.ConnectionChecked(
-                    pool=self.name,
-                    number=number,
-                    server=self.endpoint,
-                    is_reset=is_reset,
-                    seconds=seconds,
-                    error=error,
-                )
-            )
-
-    def closed(self, number: int, reason: str, age_seconds: float, *, was_aborted: bool) -> None:
-        """A connection is closed."""
-        self.closed_by_reason[reason] += 1
-        log.debug("%s: #%d is %s: %s", self.name, number, "aborted" if was_aborted else "closed", reason)
-        if self.observer is not None:
-            self._tell(
-                events.ConnectionClosed(
-                    pool=self.name,
-                    number=number,
-                    server=self.endpoint,
-                    reason=str(reason),
-                    age_seconds=age_seconds,
-                    was_aborted=was_aborted,
-                )
-            )
-
-    # ---- outages
-
-    def outage_began(self) -> None:
-        """Connections cannot be opened."""
-        log.warning("%s: cannot connect to %s: %s", self.name, self.endpoint, describe(self.last_failure))
-        if self.observer is not None:
-            self._tell(events.OutageBegan(pool=self.name, server=self.endpoint, error=self.last_failure))
-
-    def outage_lasts(self, seconds: float) -> None:
-        """They could not for so long."""
-        log.warning(
-            "%s: no connection to %s for %g s: %s", self.name, self.endpoint, seconds, describe(self.last_failure)
-        )
-
-    def outage_ended(self, seconds: float) -> None:
-        """They can again."""
-        log.info("%s: connected to %s again", self.name, self.endpoint)
-        if self.observer is not None:
-            self._tell(events.OutageEnded(pool=self.name, server=self.endpoint, seconds=seconds))
+    def _log(self, event: events.Event) -> None:
+        match event:
+            case events.ConnectionOpened(number=number, seconds=seconds):
+                log.debug("%s: #%d is open, after %.3f s", self.name, number, seconds)
+            case events.ConnectionFailed(number=number, error=error):
+                log.debug("%s: #%d could not be opened: %s", self.name, number, describe(error))
+            case events.ConnectionChecked(number=number, is_reset=is_reset, error=BaseException() as error):
+                what = "reset" if is_reset else "check"
+                log.debug("%s: #%d is discarded, its %s failed: %s", self.name, number, what, describe(error))
+            case events.ConnectionClosed(number=number, reason=reason, was_aborted=was_aborted):
+                log.debug("%s: #%d is %s: %s", self.name, number, "aborted" if was_aborted else "closed", reason)
+            case events.OutageBegan(server=server, error=error):
+                log.warning("%s: cannot connect to %s: %s", self.name, server, describe(error))
+            case events.OutageEnded(server=server):
+                log.info("%s: connected to %s again", self.name, server)

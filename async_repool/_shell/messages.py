@@ -179,6 +179,11 @@ def cannot_share(call: str, connector: object) -> str:
     )
 
 
+def outage_lasts(endpoint: str, seconds: float | None, failure: BaseException | None) -> str:
+    """No connection could be opened for so long."""
+    return f"no connection to {endpoint} for {seconds:g} s: {describe(failure)}"
+
+
 # ---- leases
 
 

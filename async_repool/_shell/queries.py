@@ -17,6 +17,7 @@ from itertools import count
 from random import random
 from typing import Any, Final, Literal, TypeAlias
 
+from .. import events
 from .._core.backoff import LONGEST_DELAY, Backoff
 from .._core.slots import FEED, QUERY, Slot
 from ..connectors import QueryConnector, Stream
@@ -57,7 +58,7 @@ async def run(
         except PoolException as error:
             if lost is None:
                 raise
-            journal.query_lost(number, time() - began, lost)
+            journal.tell(events.QueryLost(runtime.name, number, time() - began, lost))
             raise _lost(runtime, lost) from error  # it is not sent again, but it was sent
         number, began = slot.number, time()
         try:
@@ -73,19 +74,20 @@ async def run(
             if lost is None:
                 text = messages.never_sent(attempt, journal.endpoint, error)
                 raise ConnectFailed(f"{runtime.name}: {text}") from error
-            journal.query_lost(number, time() - began, lost)
+            journal.tell(events.QueryLost(runtime.name, number, time() - began, lost))
             raise _lost(runtime, lost) from (error.__cause__ if error is lost else error)
         except asyncio.CancelledError:
-            journal.query_stopped(number, time() - began)
+            journal.tell(events.QueryStopped(runtime.name, number, time() - began, None))
             raise
         except BaseException as error:
             if timeout is None or not (isinstance(error, TimeoutError) and limit.expired()):
                 journal.query_done(number, time() - began, error)
                 raise
-            journal.query_stopped(number, time() - began, is_timeout=True)
-            runtime.doubt(slot)
             text = messages.no_answer("a query", journal.endpoint, timeout)
-            raise QueryTimeout(f"{runtime.name}: {text}") from None
+            timed_out = QueryTimeout(f"{runtime.name}: {text}")
+            journal.tell(events.QueryStopped(runtime.name, number, time() - began, timed_out))
+            runtime.doubt(slot)
+            raise timed_out from None
         finally:
             runtime.release(slot)
     raise AssertionError  # the loop has no other end
@@ -118,9 +120,9 @@ class StreamSource:
         """It is not read any more. ``was_cut`` if it was stopped before its end."""
         journal, seconds = self._runtime.journal, self._runtime.time() - self._began
         if lost is not None:
-            journal.query_lost(self._number, seconds, lost)
+            journal.tell(events.QueryLost(self._runtime.name, self._number, seconds, lost))
         elif was_cut:
-            journal.query_stopped(self._number, seconds)
+            journal.tell(events.QueryStopped(self._runtime.name, self._number, seconds, None))
         else:
             journal.query_done(self._number, seconds)
 

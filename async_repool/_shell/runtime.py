@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakSet, ref
 
-from .. import _fork
+from .. import _fork, events
 from .._core.backoff import NEVER
 from .._core.census import Census
 from .._core.core import Core
@@ -40,7 +40,7 @@ from ..errors import (
 from ..lease import Lease, end_lease
 from ..stats import CloseReport
 from . import holders, hooks, messages
-from .journal import Journal, log
+from .journal import NEEDS, Journal, log
 
 
 class Phase(StrEnum):
@@ -203,7 +203,7 @@ class Runtime:
             else:
                 core.leave_line(ticket, self.time())
             self._obey()
-            self.journal.gone(need, self.time() - began)
+            self.journal.tell(events.CallerGone(self.name, NEEDS[need], self.time() - began))
             raise
         finally:
             if timer is not None:
@@ -223,7 +223,7 @@ class Runtime:
 
     def _refusal(self, why: Refusal, need: Need, waited: float) -> PoolException:
         """What a caller is told that is not served."""
-        self.journal.refused(need, why, waited)
+        self.journal.tell(events.CallerRefused(self.name, NEEDS[need], waited, str(why)))
         failure = self.journal.last_failure
         what = f"{self.name}: {messages.asked(need, self.journal.endpoint, waited)}"
         error: PoolException
@@ -266,7 +266,7 @@ class Runtime:
         """A lease of this connection has ended. ``is_read_on``: a feed on it may still be read."""
         now = self.time()
         if self.journal.observer is not None and slot.state is LEASED:
-            self.journal.returned(slot.number, now - slot.holder.since)
+            self.journal.tell(events.LeaseReturned(self.name, slot.number, now - slot.holder.since))
         self.core.release(slot, now, is_read_on=is_read_on)
         if self.core.orders:
             self._obey()
@@ -361,7 +361,7 @@ class Runtime:
                     slot.work.cancel()
                 if slot.connection is not None:
                     self._abort(slot.connection)
-                    self.journal.closed(slot.number, reason, self.time() - slot.opened_at, was_aborted=True)
+                    self._tell_closed(slot, reason, was_aborted=True)
             case Report(stage, was_open):
                 if was_open:
                     error = ConnectionResetError("a connection was lost as soon as it was open")
@@ -394,14 +394,16 @@ class Runtime:
             for connection in opened:  # it was cancelled in its last step
                 self._abort(connection)
             if slot.state is not GONE:
-                self.journal.failed(slot.number, now - began, error)
+                self.journal.tell(
+                    events.ConnectionFailed(self.name, slot.number, self.journal.endpoint, now - began, error)
+                )
             is_hopeless = isinstance(error, ConnectFailed) and error.is_permanent
             self._has_failed = True
             self.core.open_failed(slot, now, is_hopeless=is_hopeless)
             return
         (connection,) = opened
         slot.holder = holders.Holder()
-        self.journal.opened(slot.number, now - began)
+        self.journal.tell(events.ConnectionOpened(self.name, slot.number, self.journal.endpoint, now - began))
         self.core.opened(slot, connection, now)
         self._obey()
         try:
@@ -412,7 +414,8 @@ class Runtime:
     def _prepared(self, slot: Slot, began: float, is_reset: bool, task: asyncio.Task[None]) -> None:
         if slot.state is not GONE:
             error = _outcome(task, "its reset" if is_reset else "its check")
-            self.journal.checked(slot.number, self.time() - began, error, is_reset=is_reset)
+            place = self.name, slot.number, self.journal.endpoint, self.time() - began
+            self.journal.tell(events.ConnectionChecked(*place, is_reset, error))
             self.core.prepared(slot, self.time(), is_fit=error is None)
 
     def _lost(self, slot: Slot) -> None:
@@ -426,8 +429,12 @@ class Runtime:
         error = _outcome(task, "the closing")
         if error is not None:
             self._abort(slot.connection)
-        self.journal.closed(slot.number, reason, self.time() - slot.opened_at, was_aborted=error is not None)
+        self._tell_closed(slot, reason, was_aborted=error is not None)
         self.core.closed(slot, self.time())
+
+    def _tell_closed(self, slot: Slot, reason: str, *, was_aborted: bool) -> None:
+        place = self.name, slot.number, self.journal.endpoint, self.time() - slot.opened_at
+        self.journal.tell(events.ConnectionClosed(*place, str(reason), was_aborted))
 
     # ---- time
 
@@ -466,11 +473,15 @@ class Runtime:
             return  # init_pool() reports it
         match stage:
             case OutageStage.BEGAN:
-                self.journal.outage_began()
+                self.journal.tell(events.OutageBegan(self.name, self.journal.endpoint, self.journal.last_failure))
             case OutageStage.ENDED:
-                self.journal.outage_ended(self.time() - self._outage_since)
+                seconds = self.time() - self._outage_since
+                self.journal.tell(events.OutageEnded(self.name, self.journal.endpoint, seconds))
             case OutageStage.LASTS:
-                self.journal.outage_lasts(self.config.reconnect_timeout or 0.0)
+                what = messages.outage_lasts(
+                    self.journal.endpoint, self.config.reconnect_timeout, self.journal.last_failure
+                )
+                log.warning("%s: %s", self.name, what)
                 pool, callback = self.pool(), self.config.on_reconnect_failed
                 if callback is not None and pool is not None:
                     # Not one of the tasks that closing waits for: it may close the pool.
