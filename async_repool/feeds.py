@@ -7,29 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
+from ._shell.messages import first_line
+from ._shell.queries import FeedOpener, OpenFeed, StreamSource
 from .connectors import Stream
 from .errors import ConnectionLost, PoolException
 
 __all__ = ["Feed", "FeedGap", "StreamContext"]
 
 log = logging.getLogger("async_repool")
-
-
-class StreamSource(Protocol):
-    """Opens a stream; and counts how it ended."""
-
-    async def open(self) -> Stream:
-        """Wait for its first rows."""
-
-    def left(self, *, was_cut: bool, lost: ConnectionLost | None) -> None:
-        """It is not read any more. ``was_cut`` if it was stopped before its end."""
 
 
 class StreamContext:
@@ -89,36 +81,6 @@ class FeedGap:
         return (self.resumed_at - self.broke_at).total_seconds()
 
 
-class OpenFeed(Protocol):
-    """A feed that is open on some connection."""
-
-    @property
-    def stream(self) -> Stream:
-        """Its changes."""
-
-    def leave(self) -> None:
-        """Give its place back."""
-
-    def leave_soon(self) -> None:
-        """The same, from any thread."""
-
-
-class Opener(Protocol):
-    """Opens one feed, and opens it again when it broke."""
-
-    def find_runtime(self) -> Any:
-        """What ends the feeds in its ``feeds`` when the pool is closed. Raises if the pool is not open."""
-
-    def broke(self, feed: Any, error: Exception) -> bool:
-        """An open feed has ended with this error. Whether it is to be opened again."""
-
-    async def open(self) -> OpenFeed:
-        """Open it for the first time."""
-
-    async def open_again(self, report: Callable[[Exception], None]) -> OpenFeed:
-        """Open it again, however often and long that takes; ``report`` is given each failure."""
-
-
 class Feed:
     """A changefeed that survives: an async iterator of changes, and of a :class:`FeedGap` wherever some were missed.
 
@@ -132,7 +94,7 @@ class Feed:
 
     __slots__ = ("__weakref__", "_reader")
 
-    def __init__(self, name: str, opener: Opener) -> None:
+    def __init__(self, name: str, opener: FeedOpener) -> None:
         self._reader = _Reader(name, opener)
 
     def __aiter__(self) -> Feed:
@@ -174,7 +136,7 @@ class _Reader:
     the server sends waits in the connection, one batch at most.
     """
 
-    def __init__(self, name: str, opener: Opener) -> None:
+    def __init__(self, name: str, opener: FeedOpener) -> None:
         self.name = name
         self._opener = opener
         self._open_feed: OpenFeed | None = None
@@ -275,7 +237,7 @@ class _Reader:
         self._open_feed, self._stream = opened, opened.stream
         if self._broke_at is None:
             return None
-        gap = FeedGap(broke_at=self._broke_at, resumed_at=_utc_now(), reason=_first_line(self._cause))
+        gap = FeedGap(broke_at=self._broke_at, resumed_at=_utc_now(), reason=first_line(self._cause))
         self._broke_at = self._cause = None
         self._is_reported = False
         log.info("%s: a feed is open again after %.1f s", self.name, gap.seconds)
@@ -285,10 +247,11 @@ class _Reader:
         """Log, once for each gap, that it lasts."""
         if not self._is_reported:
             self._is_reported = True
-            log.warning("%s: a feed cannot be opened again yet: %s", self.name, _first_line(error))
+            log.warning("%s: a feed cannot be opened again yet: %s", self.name, first_line(error))
 
     def _broke(self, error: Exception) -> bool:
         """It has ended. Whether it is to be opened again."""
+        assert self._open_feed is not None
         if not self._opener.broke(self._open_feed, error):
             return False
         lost_at = error.lost_at if isinstance(error, ConnectionLost) else None
@@ -334,8 +297,3 @@ class _Reader:
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-def _first_line(error: BaseException | None) -> str:
-    # What an error of the driver says after its first line is the query, which may hold a user's data.
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].removesuffix(' in:')}"

@@ -20,6 +20,11 @@ def describe(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def first_line(error: BaseException | None) -> str:
+    """The same, without what follows in an error of the driver: the query, which may hold a user's data."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].removesuffix(' in:')}"
+
+
 def sentence(error: BaseException | None) -> str:
     """The same as :func:`describe`, with a full stop."""
     text = describe(error)

@@ -215,7 +215,7 @@ class FeedOpener:
         return isinstance(error, passing) or self._connector.is_transient(error)
 
     async def _open_once(self, runtime: Runtime) -> OpenFeed:
-        timeout = runtime.connect_timeout() if self._timeout is None else self._timeout
+        timeout = runtime.worker.connect_timeout() if self._timeout is None else self._timeout
         slot = await runtime.wait(FEED, runtime.config.acquire_timeout)
         limit = asyncio.timeout(timeout)
         try:

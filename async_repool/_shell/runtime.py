@@ -1,20 +1,16 @@
 """The runtime: one opening of a pool in one event loop, until its end.
 
-It tells the core the facts, and carries out what the core orders: here are the tasks, the one timer and the real clock,
-and no rule of the pool. It knows nothing of the face, but that :meth:`Runtime.open` was called for one.
-
-Callers never open, check or close a connection themselves. A task of the runtime does, and its outcome is one fact. So
-a caller that is cancelled, at whatever moment, takes nothing down: what was half done goes on and serves the next one.
+It tells the core what callers do, and carries out what the core orders: here are the one timer, the real clock and
+those who wait, and no rule of the pool. What is done with connections is the worker's. It knows nothing of the face.
 """
 
 from __future__ import annotations
 
 import asyncio
 from asyncio import current_task, get_running_loop
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from random import random
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -24,10 +20,10 @@ from .. import _fork, events
 from .._core.backoff import NEVER
 from .._core.census import Census
 from .._core.core import Core
-from .._core.orders import AwaitReaders, Close, Open, Order, OutageStage, Prepare, Refusal, Refuse, Report, Serve
+from .._core.orders import Order, OutageStage, Refusal, Refuse, Report, Serve
 from .._core.slots import CLOSING, GONE, LEASE, LEASED, PREPARING, QUERY, READ_ON, SHARED, Need, Slot
-from ..config import Hook, PoolConfig
-from ..connectors import Connector, StreamingConnector
+from ..config import PoolConfig
+from ..connectors import Connector
 from ..errors import (
     ConnectFailed,
     FeedLaneFull,
@@ -39,8 +35,9 @@ from ..errors import (
 )
 from ..lease import Lease, end_lease
 from ..stats import CloseReport
-from . import holders, hooks, messages
+from . import holders, messages
 from .journal import NEEDS, Journal, log
+from .worker import Worker
 
 
 class Phase(StrEnum):
@@ -78,14 +75,13 @@ class Runtime:
         self.pool = pool
         self.journal = journal
         self.config = config
-        self.connector = connector
         self._lease_type: type[Lease] = getattr(connector, "lease_type", Lease)
-        self._streaming = connector if isinstance(connector, StreamingConnector) else None
-        self._check: Hook = config.check or connector.check
         # What loop.time() calls, unless the loop has a clock of its own: every acquire asks twice.
         self.time = monotonic if type(self.loop).time is asyncio.BaseEventLoop.time else self.loop.time
-        self.core = Core(config, random, asyncio.LifoQueue(), is_open=self._is_open, has_streams=self._has_streams)
-        self._tasks: set[asyncio.Task[Any]] = set()  # that work on connections
+        self.worker = Worker(self.loop, self.time, config, connector, journal, self._obey)
+        is_open, has_streams = self.worker.is_open, self.worker.has_streams
+        self.core = Core(config, random, asyncio.LifoQueue(), is_open=is_open, has_streams=has_streams)
+        self.worker.core = self.core
         self._callbacks: set[asyncio.Task[Any]] = set()  # of on_reconnect_failed
         self._watchers: list[asyncio.Future[None]] = []  # of those who wait for a change of connections
         self._timer: asyncio.TimerHandle | None = None
@@ -93,7 +89,6 @@ class Runtime:
         self._leak_at = NEVER  # when to look for leases that are held for too long
         self._waiting = holders.WaitingTasks()
         self._deadlock_logged_at = -1  # leases that had been acquired by then: one more, and it is over
-        self._has_failed = False  # while opening: a connection could not be opened
         self._outage_since = 0.0
         self._closing_since = 0.0
         self.report = CloseReport()  # of its closing
@@ -113,28 +108,26 @@ class Runtime:
 
     async def open(self) -> None:
         """Open ``min_size`` connections. If one cannot be opened, or if cancelled, close the others and raise."""
+        failures = self.journal.totals.connect_failures_total
+
+        def has_failed() -> bool:
+            return self.journal.totals.connect_failures_total > failures or self.census().is_down
+
         try:
             self._tick()
-            await self._until(self._is_begun)
+            await self._until(lambda: has_failed() or self.phase is not Phase.OPENING or not self.census().is_short)
         except BaseException:
             await self.close(0)
             raise
         if self.phase is not Phase.OPENING:
             raise PoolClosed(f"{self.name}: the pool was closed while init_pool() was opening it")
-        if self._has_failed:
+        if has_failed():
             failure = self.journal.last_failure
             await self.close(0)
-            raise ConnectFailed(
-                f"{self.name}: {messages.could_not_open(self.config.smallest_size, self.journal.endpoint, failure)}"
-            ) from messages.cause(failure)
-        self.phase = OPEN
-        self.was_open = True
-        self.open_loop = self.loop
+            text = messages.could_not_open(self.config.smallest_size, self.journal.endpoint, failure)
+            raise ConnectFailed(f"{self.name}: {text}") from messages.cause(failure)
+        self.phase, self.was_open, self.open_loop = OPEN, True, self.loop
         self._tick()
-
-    def _is_begun(self) -> bool:
-        self._has_failed = self._has_failed or self.census().is_down
-        return self._has_failed or self.phase is not Phase.OPENING or not self.census().is_short
 
     # ---- callers
 
@@ -321,7 +314,7 @@ class Runtime:
         while orders:
             self._carry_out(orders.popleft())
         self._set_timer()
-        if self.phase is Phase.CLOSING and not self.core.slots and not self._tasks:
+        if self.phase is Phase.CLOSING and not self.core.slots and not self.worker.tasks:
             self._end()
         if self._watchers:
             watchers, self._watchers = self._watchers, []
@@ -337,104 +330,13 @@ class Runtime:
                 ticket.set_result(order)
             case Refuse(ticket):
                 ticket.set_result(order)
-            case Open(slot):
-                opened: list[Any] = []
-                work = hooks.open_connection(self.connector, self.config.configure, self.connect_timeout(), opened)
-                self._start(slot, "open", work, partial(self._opened, slot, self.time(), opened))
-            case Prepare(slot, is_reset):
-                hook = self.config.reset if is_reset else self._check
-                assert hook is not None
-                work = hooks.call(hook, self.connector, slot.connection, self.config.check_timeout)
-                report = partial(self._prepared, slot, self.time(), is_reset)
-                self._start(slot, "reset" if is_reset else "check", work, report)
-            case AwaitReaders(slot, grace):
-                assert self._streaming is not None
-                work = hooks.await_readers(self._streaming, slot.connection, grace)
-                self._start(slot, "last reader", work, partial(self._read_out, slot))
-            case Close(slot, reason, True):
-                if slot.work is not None:
-                    slot.work.cancel()
-                work = hooks.close_connection(self.connector, slot.connection, self.config.close_timeout)
-                self._start(slot, "close", work, partial(self._closed, slot, reason))
-            case Close(slot, reason):
-                if slot.work is not None:
-                    slot.work.cancel()
-                if slot.connection is not None:
-                    self._abort(slot.connection)
-                    self._tell_closed(slot, reason, was_aborted=True)
             case Report(stage, was_open):
                 if was_open:
                     error = ConnectionResetError("a connection was lost as soon as it was open")
                     self.journal.last_failure = error
                 self._report_outage(stage)
-
-    def _start(
-        self,
-        slot: Slot,
-        purpose: str,
-        work: Coroutine[Any, Any, None],
-        report: Callable[[asyncio.Task[None]], None],
-    ) -> None:
-        """Run ``work`` in a task; ``report`` is called with its outcome, even if it never began."""
-        slot.work = task = self.loop.create_task(work, name=f"{self.name}: {purpose} #{slot.number}")
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._done, report))
-
-    def _done(self, report: Callable[[asyncio.Task[None]], None], task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        report(task)
-        self._obey()
-
-    # ---- facts about connections
-
-    def _opened(self, slot: Slot, began: float, opened: list[Any], task: asyncio.Task[None]) -> None:
-        now = self.time()
-        error = _outcome(task, "the opening")
-        if error is not None:
-            for connection in opened:  # it was cancelled in its last step
-                self._abort(connection)
-            if slot.state is not GONE:
-                self.journal.tell(
-                    events.ConnectionFailed(self.name, slot.number, self.journal.endpoint, now - began, error)
-                )
-            is_hopeless = isinstance(error, ConnectFailed) and error.is_permanent
-            self._has_failed = True
-            self.core.open_failed(slot, now, is_hopeless=is_hopeless)
-            return
-        (connection,) = opened
-        slot.holder = holders.Holder()
-        self.journal.tell(events.ConnectionOpened(self.name, slot.number, self.journal.endpoint, now - began))
-        self.core.opened(slot, connection, now)
-        self._obey()
-        try:
-            self.connector.on_lost(connection, partial(self._lost, slot))
-        except Exception:
-            log.exception("%s: on_lost() of the connector raised", self.name)
-
-    def _prepared(self, slot: Slot, began: float, is_reset: bool, task: asyncio.Task[None]) -> None:
-        if slot.state is not GONE:
-            error = _outcome(task, "its reset" if is_reset else "its check")
-            place = self.name, slot.number, self.journal.endpoint, self.time() - began
-            self.journal.tell(events.ConnectionChecked(*place, is_reset, error))
-            self.core.prepared(slot, self.time(), is_fit=error is None)
-
-    def _lost(self, slot: Slot) -> None:
-        self.core.lost(slot, self.time())
-        self._obey()
-
-    def _read_out(self, slot: Slot, task: asyncio.Task[None]) -> None:
-        self.core.read_out(slot, self.time())
-
-    def _closed(self, slot: Slot, reason: str, task: asyncio.Task[None]) -> None:
-        error = _outcome(task, "the closing")
-        if error is not None:
-            self._abort(slot.connection)
-        self._tell_closed(slot, reason, was_aborted=error is not None)
-        self.core.closed(slot, self.time())
-
-    def _tell_closed(self, slot: Slot, reason: str, *, was_aborted: bool) -> None:
-        place = self.name, slot.number, self.journal.endpoint, self.time() - slot.opened_at
-        self.journal.tell(events.ConnectionClosed(*place, str(reason), was_aborted))
+            case _:
+                self.worker.carry_out(order)
 
     # ---- time
 
@@ -478,10 +380,9 @@ class Runtime:
                 seconds = self.time() - self._outage_since
                 self.journal.tell(events.OutageEnded(self.name, self.journal.endpoint, seconds))
             case OutageStage.LASTS:
-                what = messages.outage_lasts(
-                    self.journal.endpoint, self.config.reconnect_timeout, self.journal.last_failure
-                )
-                log.warning("%s: %s", self.name, what)
+                lasted = self.config.reconnect_timeout
+                text = messages.outage_lasts(self.journal.endpoint, lasted, self.journal.last_failure)
+                log.warning("%s: %s", self.name, text)
                 pool, callback = self.pool(), self.config.on_reconnect_failed
                 if callback is not None and pool is not None:
                     # Not one of the tasks that closing waits for: it may close the pool.
@@ -608,9 +509,9 @@ class Runtime:
         if self._timer is not None:
             self._timer.cancel()
         for connection in connections:
-            self._abort(connection)
+            self.worker.abort(connection)
         if not self.loop.is_closed():
-            for task in self._tasks | self._callbacks:
+            for task in self.worker.tasks | self._callbacks:
                 task.cancel()
 
     # ---- what the shell asks
@@ -631,38 +532,6 @@ class Runtime:
             return PoolException(f"{self.name}: {messages.other_loop(call)}")
         phase = self.phase if self.was_open or self.phase is not Phase.CLOSED else None
         return PoolClosed(f"{self.name}: {messages.not_open(call, phase)}")
-
-    def connect_timeout(self) -> float:
-        """Seconds that one opening may take."""
-        timeout = self.config.connect_timeout
-        return self.connector.connect_timeout if timeout is None else timeout
-
-    # A connector that raises where it must not costs its connection, and nothing else.
-
-    def _is_open(self, connection: Any) -> bool:
-        try:
-            return self.connector.is_open(connection)
-        except Exception:
-            log.exception("%s: is_open() of the connector raised", self.name)
-            return False
-
-    def _has_streams(self, connection: Any) -> bool:
-        try:
-            return self._streaming is not None and self._streaming.has_streams(connection)
-        except Exception:
-            log.exception("%s: has_streams() of the connector raised", self.name)
-            return False
-
-    def _abort(self, connection: Any) -> None:
-        try:
-            self.connector.abort(connection)
-        except Exception:
-            log.exception("%s: abort() of the connector raised", self.name)
-
-
-def _outcome(task: asyncio.Task[None], what: str) -> BaseException | None:
-    """The error that ended a task."""
-    return ConnectionAbortedError(f"{what} was cancelled") if task.cancelled() else task.exception()
 
 
 async def _call_back(callback: Callable[[Any], object], pool: Any) -> None:

@@ -48,7 +48,7 @@ OWN: dict[str, set[str]] = {
     "stats": NOTHING,
     "config": {"events"},
     "lease": {"errors"},
-    "feeds": {"connectors", "errors"},
+    "feeds": {"_shell.messages", "_shell.queries", "connectors", "errors"},
     "connectors": NOTHING,
     **{
         f"connectors.rethinkdb.{module}": {f"connectors.rethinkdb.{name}" for name in below} | others
@@ -63,12 +63,17 @@ OWN: dict[str, set[str]] = {
     "_shell.hooks": {"config", "connectors"},
     "_shell.messages": {"errors"},
     "_shell.journal": {"_core.census", "_shell.messages", "config", "events", "stats"},
+    "_shell.worker": {
+        *("_core.core", "_core.orders", "_core.slots", "_shell.holders", "_shell.hooks", "_shell.journal", "config"),
+        *("connectors", "errors", "events"),
+    },
     "_shell.runtime": {
         *("_core.backoff", "_core.census", "_core.core", "_core.orders", "_core.slots", "_fork", "_shell.holders"),
-        *("_shell.hooks", "_shell.journal", "_shell.messages", "config", "connectors", "errors", "lease", "stats"),
+        *("_shell.journal", "_shell.messages", "_shell.worker", "config", "connectors", "errors", "events", "lease"),
+        "stats",
     },
     "_shell.queries": {
-        *("_core.backoff", "_core.slots", "_shell.messages", "_shell.runtime", "connectors", "errors"),
+        *("_core.backoff", "_core.slots", "_shell.messages", "_shell.runtime", "connectors", "errors", "events"),
     },
     "async_pool": {
         *("_shell.holders", "_shell.journal", "_shell.messages", "_shell.queries", "_shell.runtime", "config"),
