@@ -258,3 +258,15 @@ async def test_a_query_of_a_task_that_holds_the_only_lease_is_a_deadlock() -> No
     async with open_pool(pool_size=1, debug=True) as pool, pool.connect():
         with pytest.raises(PoolDeadlock, match="main: deadlock"):
             await pool.run("a query")
+
+
+async def test_a_lease_that_was_dropped_and_is_not_taken_back_yet_makes_no_deadlock(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_pool(pool_size=1, debug=True) as pool:
+        lease = await pool.acquire()
+        del lease  # it is taken back in the next turn of the loop
+        async with pool.connect(timeout=1):
+            pass
+    (text,) = warnings_of(caplog)
+    assert "a lease was dropped without release, and is taken back" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 from unittest.mock import create_autospec
@@ -9,7 +10,7 @@ from unittest.mock import create_autospec
 import pytest
 
 from async_repool import AsyncConnectionPool
-from async_repool.config import PoolConfig
+from async_repool.config import PoolConfig, PoolOptions
 from async_repool.testing.scripted import ScriptedConnector
 
 pytestmark = pytest.mark.virtual_time
@@ -73,3 +74,25 @@ async def test_acquire_passes_for_a_coroutine_function_to_those_who_mock_it() ->
 def test_positional_arguments_are_those_of_1_0_1() -> None:
     pool = AsyncConnectionPool({}, 7, 42)
     assert (pool.pool_size, pool.connection_ttl, pool.empty) == (7, 42, True)
+
+
+def test_each_option_stands_once_and_its_types_for_editors_are_the_same() -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(PoolConfig)}
+    positional = {"pool_size", "connection_ttl"}
+    assert {name: kind for name, kind in fields.items() if name not in positional} == {
+        name: kind.__forward_arg__ for name, kind in PoolOptions.__annotations__.items()
+    }
+
+
+def test_help_shows_each_option_with_its_default_and_type() -> None:
+    parameters = inspect.signature(AsyncConnectionPool).parameters
+    for field in dataclasses.fields(PoolConfig):
+        assert parameters[field.name].default == field.default
+        assert parameters[field.name].annotation == field.type
+
+
+def test_an_option_that_there_is_not_is_refused_with_the_one_that_may_be_meant() -> None:
+    with pytest.raises(TypeError, match=r"AsyncConnectionPool\(\) has no option 'max_idel'; did you mean 'max_idle'\?"):
+        AsyncConnectionPool(ScriptedConnector(), max_idel=3)
+    with pytest.raises(TypeError, match=r"AsyncConnectionPool\(\) has no option 'colour'$"):
+        AsyncConnectionPool(ScriptedConnector(), colour="red")
