@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 
 import pytest
 
+from async_repool._core.core import Core
+from async_repool.config import PoolConfig
 from paths import PACKAGE
 
 NOTHING: set[str] = set()
@@ -188,3 +191,11 @@ def test_the_stand_in_server_stands_alone() -> None:
     assert {"testing.standin", "testing.standin.server", "testing.standin.wire"} <= set(inside)
     for module in inside:
         assert own(module) <= {*inside, "testing.faults"}, module
+
+
+def test_the_door_to_the_core_is_narrow() -> None:
+    """What a shell must know of the core: its facts, its orders, and the few things it asks."""
+    config = PoolConfig(pool_size=1)
+    core = Core(config, lambda: 0.0, asyncio.LifoQueue(), is_open=lambda _: True, has_streams=lambda _: False)
+    names = {name for name in dir(core) if not name.startswith("_")} - {"check"}  # which is for tests
+    assert len(names) <= 25, sorted(names)
