@@ -20,7 +20,7 @@ _registered: weakref.WeakSet[Disownable] = weakref.WeakSet()
 
 
 def register(inheritable: Disownable) -> None:
-    """Call ``inheritable.disown()`` in each child of fork(), as long as the object lives. It is held weakly."""
+    """Call ``inheritable.disown()`` in each child of fork(). The object is held weakly."""
     _registered.add(inheritable)
 
 

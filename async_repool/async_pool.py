@@ -1,8 +1,7 @@
 """The face of the pool: :class:`AsyncConnectionPool`, its options and its documented calls.
 
-It holds a :class:`Runtime`, one opening of the pool in one event loop, or None. Whether the pool is open, closed, of
-another loop, or inherited over ``fork()``, is a fact about that one attribute. Connections, tasks and rules stand
-elsewhere.
+It holds a :class:`Runtime`, which is one opening of the pool in one event loop, or None. That says whether the pool is
+open, is closed, belongs to another loop, or was inherited over ``fork()``. Connections, tasks and rules are elsewhere.
 """
 
 from __future__ import annotations
@@ -37,17 +36,16 @@ _pool_numbers = itertools.count(1)
 class AsyncConnectionPool:
     """A pool of connections to one RethinkDB server, for the tasks of one event loop.
 
-    Connections are opened by :meth:`init_pool`, or by ``async with pool:``. :meth:`run`, :meth:`stream` and
-    :meth:`changes` run queries, many at a time on each connection; :meth:`acquire` and :meth:`connect` hand out a
-    connection to one user. All are served strictly first come, first served. Cancelling a call at any await loses
-    nothing.
+    :meth:`init_pool` or ``async with pool:`` opens it. :meth:`run`, :meth:`stream` and :meth:`changes` send queries,
+    many at a time on each connection. :meth:`acquire` and :meth:`connect` lease a connection to one user. Callers are
+    served strictly first come, first served. Cancelling a call at any await loses nothing.
 
-    :param rethinkdb_connection_kwargs: a mapping of ``r.connect()`` arguments; a callable, sync or async, that returns
-        one and is asked at every opening, for secrets that change; or a :class:`~async_repool.Connector` for any other
-        kind of connection.
+    :param rethinkdb_connection_kwargs: a mapping of ``r.connect()`` arguments; or a callable, sync or async, that
+        returns one, for secrets that change: the pool calls it for each new connection; or a
+        :class:`~async_repool.Connector` for any other kind of connection.
 
-    The options, their units and defaults are those of :class:`~async_repool.config.PoolConfig`. Raises ``TypeError`` or
-    ``ValueError`` naming the option and its value. Nothing is opened here.
+    :class:`~async_repool.config.PoolConfig` has the options, with their units and defaults. A bad value raises
+    ``TypeError`` or ``ValueError``, which names the option and the value. Nothing is opened here.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class AsyncConnectionPool:
         self._config = config
         self._connector = _connector(rethinkdb_connection_kwargs, config.connect_timeout)
         self._query_connector = self._connector if isinstance(self._connector, QueryConnector) else None
-        self._place_of = holders.place_and_stack if config.debug else holders.place
+        self._keeps_stacks = config.debug
         self._journal = Journal(config.name or f"pool-{next(_pool_numbers)}", self._connector, config.observer)
         self._runtime: Runtime | None = None
 
@@ -71,10 +69,10 @@ class AsyncConnectionPool:
     async def init_pool(self) -> None:
         """Open ``min_size`` connections, all at once. Does nothing if the pool is open already.
 
-        Waits until they are open, each up to ``connect_timeout``. If one cannot be opened, closes the others and
-        raises :class:`ConnectFailed` with the driver's error as cause; it may then be called again. If cancelled,
-        closes what it opened and leaves nothing behind. After :meth:`close` or :meth:`release_pool` it opens the pool
-        again, in the event loop that runs then.
+        Waits until they are open, each for up to ``connect_timeout``. If one cannot be opened, closes the others and
+        raises :class:`ConnectFailed` with the driver's error as cause; it may be called again. If cancelled, closes
+        what it opened. After :meth:`close` or :meth:`release_pool` it opens the pool again, in the event loop
+        that is running.
         """
         runtime = self._present_runtime()
         if runtime is not None:
@@ -97,13 +95,14 @@ class AsyncConnectionPool:
         await self.close()
 
     async def close(self, timeout: float | None = 10.0) -> CloseReport:
-        """End the pool: lease nothing more, wake all who wait with :class:`PoolClosed`, and close every connection.
+        """End the pool: refuse new callers and all who wait with :class:`PoolClosed`, and close every connection.
 
-        Feeds are ended at once. Leases, queries under way, and cursors and streams that are still read, are waited for
-        up to ``timeout`` seconds (None: for ever), then aborted: their users see that the connection is closed. Each
-        connection may take ``close_timeout`` more to close politely. If cancelled, the closing goes on by itself: every
-        connection is closed when it comes home; call it again to wait for that. May be called twice, and on a pool that
-        was never opened. Returns what became of leases, queries and feeds when the pool was last closed.
+        Ends feeds at once. Waits up to ``timeout`` seconds (None: for ever) for leases, queries under way, and cursors
+        and streams that are still read. Then it aborts those that are left: their users see that the connection is
+        closed. Each connection may take ``close_timeout`` more to close politely.
+
+        If cancelled, the closing goes on by itself: call it again to wait for its end. May be called twice, and on a
+        pool that was never opened. Returns what became of leases, queries and feeds when the pool was last closed.
         """
         check_seconds("timeout", timeout)
         runtime = self._present_runtime()
@@ -115,9 +114,9 @@ class AsyncConnectionPool:
         return runtime.report
 
     async def release_pool(self) -> None:
-        """Close every connection, as :meth:`close`, if no lease is out and no query is under way.
+        """Close every connection, as :meth:`close` does, if no lease is out and no query is under way.
 
-        Otherwise raises :class:`PoolException` saying how many, and changes nothing.
+        If there are any, raises :class:`PoolException`, which says how many, and changes nothing.
         """
         runtime = self._present_runtime()
         if runtime is not None and not runtime.is_inherited:
@@ -127,25 +126,26 @@ class AsyncConnectionPool:
         await self.close(timeout=0)
 
     async def drain(self) -> None:
-        """Replace every connection, as after a fail-over or a change of passwords.
+        """Replace every connection, for example after a failover or a change of passwords.
 
-        Idle connections are closed and replaced now; a leased one is closed when it comes home, a shared one when its
-        last query has ended, one that is still read when its last cursor or feed has ended. Waits until the idle ones
-        are replaced, at most ``close_timeout + connect_timeout``. Raises :class:`ConnectFailed` if the new ones cannot
-        be opened; the pool goes on trying. If cancelled, the work goes on by itself.
+        Idle connections are closed and replaced now. A leased one is closed when it is released, a shared one when its
+        last query has ended, and one that is still read when its last cursor or feed has ended.
+
+        Waits until the idle ones are replaced, at most ``close_timeout + connect_timeout``. Raises
+        :class:`ConnectFailed` if the new ones cannot be opened; the pool goes on trying. If cancelled, the work goes on
+        by itself.
         """
         await self._usable("drain()").drain()
 
     def resize(self, *, pool_size: int | None = None, min_size: int | None = None) -> None:
-        """Change ``pool_size``, ``min_size`` or both; None leaves one as it is. Does not wait.
+        """Change ``pool_size``, ``min_size`` or both. None leaves a size as it is. Does not wait.
 
-        If the pool grows, callers who wait are served at once. If it shrinks, idle connections are closed now, and the
-        others that are too many when nobody uses them any more. A ``min_size`` that was never given follows
-        ``pool_size``, and so does ``max_feed_connections``. On a pool that is not open, the next :meth:`init_pool` uses
-        the new sizes.
+        If the pool grows, it opens connections for the callers in line at once. If it shrinks, it closes surplus idle
+        connections now, and the others when nobody uses them any more. A ``min_size`` or ``max_feed_connections`` that
+        was never given follows ``pool_size``. On a closed pool, the next :meth:`init_pool` uses the new sizes.
 
-        :raises ValueError: naming the option and its value; nothing has changed then.
-        :raises PoolException: the pool is open in another event loop.
+        :raises ValueError: a size is wrong, and named. Nothing has changed then.
+        :raises PoolException: the pool is open in another event loop, or is being opened or closed.
         """
         config = self._config
         if pool_size is not None:
@@ -154,13 +154,16 @@ class AsyncConnectionPool:
             config = replace(config, min_size=min_size)
         runtime = self._runtime
         if runtime is not None and runtime.phase is not Phase.CLOSED:
-            self._usable("resize()").resize(config)
+            try:
+                self._usable("resize()").resize(config)
+            except RuntimeError:  # no event loop runs in this thread
+                raise runtime.unusable("resize()") from None
         self._config = config
 
     def __del__(self) -> None:
         runtime: Runtime | None = getattr(self, "_runtime", None)
-        if runtime is None or runtime.is_over:
-            return
+        if runtime is None or runtime.is_over or runtime.phase is Phase.CLOSING:
+            return  # a closing goes on by itself
         warnings.warn(f"unclosed {self!r}: await its close(), or use `async with`", ResourceWarning, source=self)
         if runtime.loop.is_closed():
             runtime.abandon()
@@ -170,41 +173,50 @@ class AsyncConnectionPool:
     # ---- acquire and release
 
     async def acquire(self, timeout: float | None | Unset = UNSET) -> Lease:
-        """Lease a connection; give it back with :meth:`release`.
+        """Lease a connection. Give it back with :meth:`release`.
 
-        Takes an idle connection at once. If there is none, waits in line for up to ``timeout`` seconds (None: for
-        ever; not given: the pool's ``acquire_timeout``), strictly first come, first served, while the pool opens a
-        connection if it may. With 0, only what is at hand counts; a connection that is due for a check is not. If
-        cancelled, the caller leaves the line and its turn goes to the next.
+        Takes an idle connection at once. If there is none, waits in line, strictly first come, first served, while the
+        pool opens a connection if it has fewer than ``pool_size``. If cancelled, the caller leaves the line, and its
+        turn goes to the next.
 
+        :param timeout: seconds to wait. None: for ever. Not given: the pool's ``acquire_timeout``. 0: take only a
+            connection that is ready now and needs no check.
         :raises PoolTimeout: no connection became free in time.
-        :raises ConnectFailed: a connection was needed and could not be opened; the cause is the driver's error.
+        :raises ConnectFailed: a connection was needed and could not be opened in time; the cause is the driver's error.
+            If waiting cannot help, as with a wrong password, it is raised at once.
         :raises TooManyWaiters: ``max_waiting`` callers wait already.
         :raises PoolClosed: the pool is not open, or was closed meanwhile.
         :raises PoolException: the pool was opened in another event loop.
         """
-        seconds = self._seconds_to_wait(timeout)
+        seconds = self._config.acquire_timeout if timeout is UNSET else self._seconds_to_wait(timeout)
         caller = _getframe(1)
-        place = self._place_of(caller) if holders.is_awaiting(caller) else holders.OWN_TASK
+        place: holders.Place = (caller.f_code, caller.f_lasti, None)
+        if not holders.is_awaiting(caller):
+            place = holders.OWN_TASK
+        elif self._keeps_stacks:
+            place = holders.with_stack(caller)
         runtime = self._usable("acquire()")
-        return runtime.make_lease(runtime.lease_nowait(place) or await runtime.wait_for_lease(seconds, place))
+        lease = runtime.lease_nowait(place)
+        return runtime.make_lease(await runtime.wait_for_slot(seconds), place) if lease is None else lease
 
     def release(self, conn: Lease) -> Done:
-        """Give a lease back, at once. What it returns may be awaited, and is done already.
+        """Give a lease back, at once. The result may be awaited, but need not be: it is done already.
 
-        The connection goes to the caller who has waited longest, or back to the idle ones; a broken or drained one is
-        replaced. In a thread without an event loop, while that of the pool runs in another, it does nothing but return
-        a coroutine for that one: ``asyncio.run_coroutine_threadsafe(pool.release(conn), loop)``.
+        The connection goes to the caller who has waited longest, or becomes idle. A broken or drained one is replaced.
 
-        :raises LeaseError: the lease was released before, or is of another pool; nothing has changed then.
-        :raises PoolException: called in another event loop than the pool was opened in; the lease is still live then.
+        In a thread without an event loop, while the loop of the pool runs in another thread, it only returns a
+        coroutine for that loop: ``asyncio.run_coroutine_threadsafe(pool.release(conn), loop)``.
+
+        :raises LeaseError: the lease was released before, or belongs to another pool. Nothing has changed then.
+        :raises PoolException: the pool was opened in another event loop. The lease is still live then.
         """
         return self._release(conn, "release()", is_feed=False)
 
     def release_to_looped(self, conn: Lease) -> Done:
-        """Give a lease back whose connection serves a feed: it leaves the pool until the feed has ended.
+        """Give a lease back whose connection serves a feed. The connection leaves the pool until the feed has ended.
 
-        As :meth:`release`; and raises :class:`PoolException`, with the lease still live, if the feed lane is full.
+        Works as :meth:`release`. If ``max_feed_connections`` connections serve feeds already, raises
+        :class:`~async_repool.errors.FeedLaneFull`, and the lease is still live.
         """
         return self._release(conn, "release_to_looped()", is_feed=True)
 
@@ -220,51 +232,60 @@ class AsyncConnectionPool:
         return cast(Done, _call_there(runtime, lease, slot, call, is_feed))
 
     def connect(self, looped_mode: bool = False, *, timeout: float | None | Unset = UNSET) -> LeaseContext:
-        """``async with pool.connect() as connection:`` acquires a lease and releases it at the end of the block.
+        """``async with pool.connect() as connection:`` acquires a lease, and releases it at the end of the block.
 
-        Waits, raises and is cancelled as :meth:`acquire`.
+        Entering waits, raises and is cancelled as :meth:`acquire`.
 
-        :param looped_mode: for a feed that lives long. The connection leaves the pool, where another may take its
-            place, until the feed has ended; at most ``max_feed_connections`` do so, or :class:`PoolException` is
-            raised.
+        :param looped_mode: for a feed that lives long. The connection leaves the pool until the feed has ended, and
+            another one may take its place. If ``max_feed_connections`` connections serve feeds already, entering raises
+            :class:`~async_repool.errors.FeedLaneFull`.
         """
         context = FeedContext if looped_mode else LeaseContext
-        return context(self._usable, self._seconds_to_wait(timeout), self._place_of(_getframe(1)))
+        seconds = self._config.acquire_timeout if timeout is UNSET else self._seconds_to_wait(timeout)
+        caller = _getframe(1)
+        place = holders.with_stack(caller) if self._keeps_stacks else (caller.f_code, caller.f_lasti, None)
+        return context(self._usable, seconds, place)
 
     # ---- queries
 
     async def run(self, query: Any, *, timeout: float | None = None, retry: bool = False, **options: Any) -> Any:
-        """Run a query, beside others on one connection, and return its value; a sequence whole, as a list.
+        """Run a query beside others on one connection, and return its value. A sequence comes whole, as a list.
 
-        Takes a place on the least loaded connection at once. If each carries ``max_in_flight`` queries or is leased,
-        waits in line for up to ``acquire_timeout``. ``timeout`` is seconds for all of it, waiting and query; None: as
-        long as the query takes. If cancelled or timed out, the query is stopped on the server, and nobody else notices.
+        Sends it on the least loaded connection at once. If every connection carries ``max_in_flight`` queries or is
+        leased, waits in line for up to ``acquire_timeout``. If cancelled or timed out, the query is stopped on the
+        server, and no other query notices.
 
-        A query that could not be sent is sent elsewhere. One that was sent is not repeated if its answer got lost,
-        unless ``retry`` says that doing it twice does no harm.
+        If the connection ended before the query was sent, it is sent on another one.
 
+        :param timeout: seconds for the wait in line and the query together. None: as long as the query takes.
+        :param retry: whether to send the query again if its connection was lost after it was sent. Only for queries
+            that may be done twice.
         :param options: the driver's, for ``query.run()``: ``db``, ``noreply``, ``time_format``, ``profile``, …
-        :raises QueryTimeout: time was up after it had been sent: it may have been done or not.
-        :raises ConnectionLost: the connection ended after it had been sent: it may have been done or not.
-        :raises PoolException: any other: it was never sent, for the reasons that :meth:`acquire` gives.
-        :raises Exception: the driver's error, if the server refused it or failed.
+        :raises QueryTimeout: the time was over after the query was sent. It may have been done or not.
+        :raises ConnectionLost: the connection ended after the query was sent. It may have been done or not.
+        :raises PoolException: any other one means that the query was never sent; :meth:`acquire` lists them.
+        :raises Exception: the driver's error, if the server refused or failed the query.
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
         connector = self._query_connector or self._cannot_share("run()")
         runtime = self._usable("a query")
         value, number, began = await queries.run(runtime, connector.run, query, timeout, retry, options)
-        self._journal.query_done(number, runtime.time() - began)
+        if self._journal.observer is None:
+            self._journal.totals.queries_done_total += 1  # as query_done(), without a call for each query
+        else:
+            self._journal.query_done(number, runtime.time() - began)
         return value
 
     def stream(self, query: Any, *, timeout: float | None = None, retry: bool = False, **options: Any) -> StreamContext:
         """``async with pool.stream(query) as rows: async for row in rows:`` reads a sequence in batches, as they come.
 
-        Entering waits and raises as :meth:`run`; ``timeout`` is seconds until the first rows are there. Leaving stops
-        the query on the server, if it has rows left. Reading waits for as long as the next row takes, and raises
-        :class:`~async_repool.errors.ConnectionLost` if the connection ended before the last row. While it is read, the
-        connection serves others too.
+        Entering waits and raises as :meth:`run`. Reading waits until the next row comes, without limit, and raises
+        :class:`~async_repool.errors.ConnectionLost` if the connection ended before the last row. Leaving stops the
+        query on the server if it has rows left. While the stream is read, its connection serves others as well.
 
+        :param timeout: seconds until the first rows are there, the wait in line included. None: as long as it takes.
+        :param retry: as for :meth:`run`, until the first rows are there.
         :param options: the driver's, for ``query.run()``.
         """
         if timeout is not None:
@@ -275,19 +296,24 @@ class AsyncConnectionPool:
     def changes(
         self, query: Any, *, timeout: float | None = None, on_gap: Literal["tell", "raise"] = "tell", **options: Any
     ) -> Feed:
-        """``async for change in pool.changes(R.table("heroes").changes()):`` follows a changefeed that survives.
+        """Follow a changefeed that survives its connection::
 
-        Its connection is in the feed lane, and carries other feeds too. If that ends, or the server restarts, the feed
-        is opened again, after growing pauses of up to 5 s, for as long as it takes. What happened meanwhile was missed:
-        a :class:`FeedGap` comes in place of it, or with ``on_gap="raise"``
-        :class:`~async_repool.errors.ConnectionLost` is raised at once instead. A query with ``include_initial=True``
-        gets all initial values again after the gap.
+            async with pool.changes(R.table("heroes").changes()) as feed:
+                async for change in feed:
+                    ...
 
-        Ends with the error of the driver if the server refuses the query, as after the table was dropped, and with
-        :class:`PoolClosed` if the pool is closed. At first, raises what :meth:`run` raises. If cancelled, no change is
-        lost and it may be read on; left or dropped, it is stopped on the server; ``await feed.aclose()`` does so too.
+        Many feeds share one connection, which does not count against ``pool_size``. If it is lost, or the server
+        restarts, the feed is opened again, after pauses that grow to 5 s, for as long as it takes. What changed
+        meanwhile was missed: a :class:`FeedGap` comes instead. A query with ``include_initial=True`` gets all initial
+        values again after the gap.
+
+        The first opening raises what :meth:`run` raises. Later the feed ends with the driver's error if the server
+        refuses the query, for example because its table was dropped, and with :class:`PoolClosed` if the pool is
+        closed. Cancelling a read loses no change, and the feed may be read on. See :class:`~async_repool.feeds.Feed`
+        for how to stop it.
 
         :param timeout: seconds that one opening may take, the first or a later one. None: ``connect_timeout``.
+        :param on_gap: ``"raise"``: the feed ends with :class:`~async_repool.errors.ConnectionLost`, instead of a gap.
         :param options: the driver's, for ``query.run()``.
         """
         if timeout is not None:
@@ -297,12 +323,11 @@ class AsyncConnectionPool:
         connector = self._query_connector or self._cannot_share("changes()")
         return Feed(self.name, queries.FeedOpener(self._usable, connector, query, timeout, on_gap, options))
 
-    # ---- what the pool tells
+    # ---- what the pool reports
 
     @staticmethod
     async def check_connection(connection: Any) -> None:
-        """A ready-made ``check``: ask the server who it is, and raise unless it is the one that this connection reached
-        at first.
+        """A ready-made ``check``: ask the server who it is. Raises if it is not the server of the first check.
 
         One round trip. If cancelled, the connection remains usable.
         """
@@ -329,7 +354,7 @@ class AsyncConnectionPool:
         return self._runtime is None or not self._runtime.census().idle
 
     def stats(self) -> PoolStats:
-        """How the pool is now, and what it has done so far."""
+        """A snapshot: gauges of how the pool is now, and totals of what it has done so far."""
         runtime = self._runtime
         return self._journal.stats(self._config, None if runtime is None else runtime.census())
 
@@ -351,7 +376,7 @@ class AsyncConnectionPool:
         return runtime
 
     def _present_runtime(self) -> Runtime | None:
-        """The runtime. If its event loop was closed before the pool was, it is ended first."""
+        """The runtime. If its event loop was closed before the pool was, the runtime is ended first."""
         runtime = self._runtime
         if runtime is not None and runtime.loop.is_closed() and not runtime.is_over:
             log.warning("%s: its event loop was closed before the pool was; close the pool first", self.name)
@@ -373,7 +398,7 @@ async def _call_there(runtime: Runtime, lease: Lease, slot: Any, call: str, is_f
 
 
 def _signature() -> inspect.Signature:
-    """Of the constructor, with each option and its default, for ``help()`` and editors that run the code."""
+    """The constructor's, with each option and its default, for ``help()`` and editors that run the code."""
     signature = inspect.signature(AsyncConnectionPool.__init__)
     parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     parameters += [
@@ -392,7 +417,7 @@ AsyncConnectionPool.__init__.__signature__ = _signature()  # type: ignore[attr-d
 def _connector(
     arguments: Mapping[str, Any] | Callable[[], Any] | Connector, connect_timeout: float | None
 ) -> Connector:
-    """The one place where ``connect()`` arguments become a connector."""
+    """Make a connector from the first argument of the pool."""
     if isinstance(arguments, Mapping):
         if connect_timeout is not None:
             arguments = {**arguments, "timeout": connect_timeout}

@@ -27,57 +27,56 @@ class Unset:
 
 
 UNSET: Final = Unset()
-"""An argument of a call that was not given: the pool's option holds."""
+"""The default of an argument for which the pool has an option. None has a meaning of its own there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """What a pool was asked to be. Raises ``TypeError`` or ``ValueError`` naming the option and the value.
+    """All options of a pool. Raises ``TypeError`` or ``ValueError``, which names the option and the value.
 
-    All times are seconds. ``None`` means no limit, unless said otherwise.
+    All times are seconds. ``None`` means no limit, unless the option says otherwise.
     """
 
     pool_size: int = 3
-    """Most connections open at once, those of the feed lane aside."""
+    """Most connections open at once. Those that serve feeds do not count."""
 
     connection_ttl: float | None = 3600
-    """How long a connection may live, counted from its opening; up to 5 % less, drawn at random. 0 or None: for ever.
-    """
+    """How long a connection may live, from its opening on. Up to 5 % are subtracted at random. 0 or None: for ever."""
 
     min_size: int | None = None
-    """Connections that ``init_pool()`` opens and housekeeping keeps. None: as many as ``pool_size``."""
+    """Connections that ``init_pool()`` opens and the pool keeps open. None: ``pool_size``."""
 
     max_idle: float | None = 600
-    """How long a connection above ``min_size`` may be surplus before it is closed. 0: not at all. None: for ever."""
+    """How long a connection above ``min_size`` may be unused before it is closed. 0: no time at all. None: for ever."""
 
     acquire_timeout: float | None = 30
-    """How long ``acquire()`` waits by default. None: for ever."""
+    """How long a caller waits for a connection by default. None: for ever."""
 
     connect_timeout: float | None = None
-    """How long opening one may take: name look-up, TCP, TLS, log-in and ``configure``. None: the connect arguments'
-    ``timeout``, else 20.
+    """How long opening a connection may take: name look-up, TCP, TLS, log-in and ``configure``. None: the ``timeout``
+    of the connect arguments, else 20.
     """
 
     close_timeout: float = 5
-    """How long one connection may take to close politely before it is aborted."""
+    """How long a connection may take to close politely before it is aborted."""
 
     check_timeout: float = 5
-    """How long the ``check`` and the ``reset`` of one connection may take before it is discarded."""
+    """How long a ``check`` or a ``reset`` may take before its connection is discarded."""
 
     check_idle: float | None = 60
-    """How long a connection may be unused before it is checked ahead of its next lease. 0 or None: never."""
+    """How long a connection may be unused before it is checked ahead of its next use. 0 or None: never."""
 
     ping_interval: float = 0
-    """How often housekeeping checks each idle connection. 0: never."""
+    """How often the pool checks each idle connection. 0: never."""
 
     reconnect_timeout: float | None = 300
-    """How long an outage may last before ``on_reconnect_failed`` is called, once; the pool goes on trying."""
+    """How long an outage may last before ``on_reconnect_failed`` is called, once. The pool goes on trying."""
 
     cursor_grace: float = 60
     """How long cursors may go on reading from a connection that is to be closed."""
 
     max_feed_connections: int | None = None
-    """Most connections in the feed lane (``looped_mode``). None: as many as ``pool_size``."""
+    """Most connections that serve feeds. None: ``pool_size``."""
 
     max_in_flight: int = 128
     """Most queries of ``run()`` and ``stream()`` on one connection at once. RethinkDB takes 1,024."""
@@ -95,21 +94,22 @@ class PoolConfig:
     """Called with a connection after each release."""
 
     on_reconnect_failed: Callable[[Any], object] | None = None
-    """Called with the pool, in a task of its own, when ``reconnect_timeout`` is over. May be async."""
+    """Called with the pool, in a task of its own, if an outage lasts for ``reconnect_timeout``. May be async."""
 
     leak_threshold: float | None = None
-    """How long a lease may be held before that is logged, once, with its holder's stack. None: for ever."""
+    """How long a lease may be held before its holder and stack are logged, once. None: for ever."""
 
     observer: Observer | None = None
     """Called with an event for whatever happens; see :mod:`async_repool.events`."""
 
     debug: bool = False
-    """Keep the stack of every acquire, and raise ``PoolDeadlock`` at once instead of logging it. Slower; and not for
-    leases that one task acquires and another releases, which count for the one that acquired them.
+    """Keep the stack of every acquire, and raise ``PoolDeadlock`` at once instead of logging it. Slower.
+
+    Not for leases that one task acquires and another releases: a lease counts for the task that acquired it.
     """
 
     name: str | None = None
-    """Shown in repr, logs, errors and metrics. None: ``pool-1``, ``pool-2``, …"""
+    """Shown in repr, logs, errors and events. None: ``pool-1``, ``pool-2``, …"""
 
     def __post_init__(self) -> None:
         self._check_count("pool_size", at_least=1)
@@ -126,8 +126,9 @@ class PoolConfig:
         self._check_seconds("check_timeout", positive=True)
         self._check_seconds("cursor_grace")
         self._check_seconds("ping_interval")
-        for option in ("check_idle", "reconnect_timeout", "leak_threshold"):
+        for option in ("check_idle", "reconnect_timeout"):
             self._check_seconds(option, optional=True)
+        self._check_seconds("leak_threshold", optional=True, positive=True)
         if not isinstance(self.debug, bool):
             raise TypeError(f"debug must be a bool, not {self.debug!r}")
         for option in ("configure", "check", "reset", "on_reconnect_failed", "observer"):
@@ -140,12 +141,12 @@ class PoolConfig:
 
     @property
     def smallest_size(self) -> int:
-        """``min_size``, or what it stands for where it is None."""
+        """``min_size``; if it is None, ``pool_size``."""
         return self.pool_size if self.min_size is None else self.min_size
 
     @property
     def feed_limit(self) -> int:
-        """``max_feed_connections``, or what it stands for where it is None."""
+        """``max_feed_connections``; if it is None, ``pool_size``."""
         return self.pool_size if self.max_feed_connections is None else self.max_feed_connections
 
     def _check_count(self, option: str, *, at_least: int, optional: bool = False) -> None:
@@ -174,9 +175,7 @@ def check_seconds(option: str, value: object, *, optional: bool = True, positive
 
 
 class PoolOptions(TypedDict, total=False):
-    """The keyword-only options of a pool, for editors and type checkers. What each means stands in
-    :class:`PoolConfig`.
-    """
+    """The keyword-only options of a pool, for editors and type checkers. :class:`PoolConfig` says what each means."""
 
     min_size: int | None
     max_idle: float | None
@@ -202,7 +201,7 @@ class PoolOptions(TypedDict, total=False):
 
 
 def check_names(options: Iterable[str]) -> None:
-    """Raise ``TypeError`` if one of these is no option, and say which one may be meant."""
+    """Raise ``TypeError`` if one of these is no option. It names the most similar option."""
     known = PoolOptions.__annotations__
     for name in options:
         if name not in known:

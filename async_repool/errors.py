@@ -1,7 +1,7 @@
 """What the pool raises.
 
-Every error is a :class:`PoolException`. Those that have a counterpart in the standard library are that too, so code
-that catches ``TimeoutError`` or ``ConnectionError`` keeps working. No message ever carries a password.
+Every error is a :class:`PoolException`. Some are ``TimeoutError`` or ``ConnectionError`` as well, so code that catches
+those keeps working. No message has a password in it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ class PoolException(Exception):
 
 
 class PoolTimeout(PoolException, TimeoutError):
-    """No connection became free within the time that the caller was ready to wait."""
+    """No connection became free in the time that the caller had. The message names who holds the leases."""
 
 
 class PoolDeadlock(PoolTimeout):
-    """Every lease is held by a task that itself waits for one. Raised with ``debug=True`` only, at once."""
+    """Every lease is held by a task that itself waits for one. Raised at once, and with ``debug=True`` only."""
 
 
 class PoolClosed(PoolException):
@@ -24,13 +24,13 @@ class PoolClosed(PoolException):
 
 
 class TooManyWaiters(PoolException):
-    """As many callers wait already as ``max_waiting`` allows."""
+    """``max_waiting`` callers wait already."""
 
 
 class ConnectFailed(PoolException, ConnectionError):
     """A connection could not be opened. ``__cause__`` is the error of the driver or of the operating system.
 
-    ``is_permanent`` is true where trying again cannot help, such as after a wrong password.
+    ``is_permanent`` is true if trying again cannot help, as with a wrong password.
     """
 
     def __init__(self, message: str, *, is_permanent: bool = False) -> None:
@@ -39,24 +39,24 @@ class ConnectFailed(PoolException, ConnectionError):
 
 
 class FeedLaneFull(PoolException):
-    """As many connections serve feeds as ``max_feed_connections`` allows."""
+    """``max_feed_connections`` connections serve feeds already."""
 
 
 class OutcomeUnknown(PoolException):
     """A query was sent, and its answer will not come: it may have been done, or not, or in part.
 
-    It is not repeated, unless ``retry=True`` says that it may be. Is a :class:`QueryTimeout` or a
-    :class:`ConnectionLost`. Every other :class:`PoolException` of a query means that it was never sent; an error of the
-    driver, that the server has refused or failed it.
+    The pool repeats it only if the caller said ``retry=True``. It is a :class:`QueryTimeout` or a
+    :class:`ConnectionLost`. Any other :class:`PoolException` of a query means that it was never sent. An error of the
+    driver means that the server refused or failed it.
     """
 
 
 class QueryTimeout(OutcomeUnknown, TimeoutError):
-    """The time for a query was over before its answer had come. It was stopped on the server."""
+    """The ``timeout`` of a query was over before its answer came. The query was stopped on the server."""
 
 
 class ConnectionLost(OutcomeUnknown, ConnectionError):
-    """The connection of a query ended before its answer had come, or that of a stream before its last row.
+    """The connection ended before the answer of a query came, or before the last row of a stream.
 
     ``lost_at`` is the event-loop time at which the connection ended; None if the connector cannot tell.
     """
@@ -67,8 +67,8 @@ class ConnectionLost(OutcomeUnknown, ConnectionError):
 
 
 class NotSent(PoolException, ConnectionError):
-    """For connectors: the connection has ended, and this query was never sent on it. The pool runs it on another."""
+    """For connectors: the connection had ended before this query was sent. The pool sends it on another one."""
 
 
 class LeaseError(PoolException):
-    """A lease was misused: released twice, released to a pool that is not its own, or used after its release."""
+    """A lease was released twice, released to a pool that is not its own, or used after its release."""

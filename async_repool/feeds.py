@@ -27,7 +27,7 @@ log = logging.getLogger("async_repool")
 class StreamContext:
     """What :meth:`~async_repool.AsyncConnectionPool.stream` returns: opens a stream on entry, stops it on exit.
 
-    For one reader at a time; it may be used again after that, which runs the query again.
+    For one reader at a time. It may be entered again after its end, which runs the query again.
     """
 
     __slots__ = ("_is_used", "_name", "_source", "_stream")
@@ -59,21 +59,25 @@ class StreamContext:
         was_cut = self._stream.close()
         self._source.left(was_cut=was_cut, lost=error if isinstance(error, ConnectionLost) else None)
 
+    def __del__(self) -> None:
+        if getattr(self, "_is_used", False) and hasattr(self, "_stream"):
+            self._source.dropped()
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeedGap:
-    """Comes among the changes of a feed that was broken: whatever changed meanwhile was missed.
+    """Comes among the changes of a feed that was broken. What changed meanwhile was missed.
 
-    After it come the changes since the feed was opened again. A query with ``include_initial=True`` first gets all
-    initial values again: a reader that forgets what it knew at a gap is in step with the table.
+    After it come the changes since the feed was opened again. A query with ``include_initial=True`` gets all initial
+    values again first. So a reader that discards what it knew at each gap stays in step with the table.
     """
 
     broke_at: datetime
-    """When its connection was lost, in UTC; if the server vanished without a word, when that was noticed."""
+    """When its connection was lost, in UTC. If the server vanished silently, when that was noticed."""
     resumed_at: datetime
     """When it was open again, in UTC."""
     reason: str
-    """What ended it, as in ``"ConnectionLost: …"``."""
+    """The error that ended it, such as ``"ConnectionLost: …"``."""
 
     @property
     def seconds(self) -> float:
@@ -82,15 +86,17 @@ class FeedGap:
 
 
 class Feed:
-    """A changefeed that survives: an async iterator of changes, and of a :class:`FeedGap` wherever some were missed.
+    """A changefeed that survives its connection: an async iterator of changes. A :class:`FeedGap` among them says that
+    some were missed.
 
-    Read it with ``async for``, in one task at a time. It is opened by the first read, or by ``async with feed:``, from
-    where on no change is missed. Cancelling a read loses no change; it may be read on. It is stopped on the server by
-    :meth:`aclose`, at the end of ``async with feed:``, and when it is dropped.
+    Read it with ``async for``, in one task at a time. ``async with feed:`` opens it on entry; else the first read opens
+    it. After that, no change is missed, except in a gap. Cancelling a read loses no change: the feed may be read on.
+
+    The feed is stopped on the server at the end of ``async with feed:``, by :meth:`aclose`, and when it is dropped.
     """
 
-    # The frames of a read that was cancelled may live on in a traceback. They hold the reader below, and not this
-    # object: a feed that is dropped is stopped at once.
+    # The frames of a cancelled read may live on in a traceback. They refer to the reader below, and not to this object,
+    # so a feed that is dropped is stopped at once.
 
     __slots__ = ("__weakref__", "_reader")
 
@@ -101,14 +107,14 @@ class Feed:
         return self
 
     async def __anext__(self) -> Any:
-        """Wait for the next change, as long as it takes, or for the feed to be open again."""
+        """Wait for the next change, without limit. If the feed breaks, wait until it is open again; return the gap."""
         try:
             return await self._reader.next()
         finally:
             del self
 
     async def aclose(self) -> None:
-        """Stop the feed on the server. Does not wait. A task that reads it sees its end. May be called twice."""
+        """Stop the feed on the server. Does not wait. A task that reads it leaves its loop. May be called twice."""
         self._reader.finish()
 
     async def __aenter__(self) -> Feed:
@@ -132,8 +138,8 @@ class Feed:
 
 
 class _Reader:
-    """What a feed does. One feed is not worth a task: it is opened again by its reader. As long as nobody reads, what
-    the server sends waits in the connection, one batch at most.
+    """The work of a feed. It has no task of its own: the task that reads it opens it again. While nobody reads, two
+    batches at most wait in the connection.
     """
 
     def __init__(self, name: str, opener: FeedOpener) -> None:
@@ -141,13 +147,13 @@ class _Reader:
         self._opener = opener
         self._open_feed: OpenFeed | None = None
         self._stream: Stream | None = None  # of the open feed; after the pool's end, to be read to its end
-        self._broke_at: datetime | None = None  # since when it has to be opened again
+        self._broke_at: datetime | None = None  # if it has to be opened again, since when
         self._cause: Exception | None = None  # why
-        self._is_reported = False  # that it cannot be opened again yet
+        self._is_reported = False  # it was logged that it cannot be opened again yet
         self._guard: asyncio.Timeout | None = None  # around an opening, so that another task can end it
         self._is_used = False
         self._is_over = False
-        self._end: Exception | None = None  # what its reader is told once, if the pool has ended it
+        self._end: Exception | None = None  # the pool's error, if the pool has ended it; raised once
 
     @property
     def status(self) -> str:
@@ -186,7 +192,7 @@ class _Reader:
 
     @contextmanager
     def _using(self) -> Iterator[None]:
-        """One task at a time. Whatever ends its use, other than being cancelled, ends the feed."""
+        """Allow one task at a time. Any error except a cancellation ends the feed."""
         if self._is_used:
             raise PoolException(f"{self.name}: a feed of changes() is read by two tasks at once; open one for each")
         self._is_used = True
@@ -250,12 +256,12 @@ class _Reader:
             log.warning("%s: a feed cannot be opened again yet: %s", self.name, first_line(error))
 
     def _broke(self, error: Exception) -> bool:
-        """It has ended. Whether it is to be opened again."""
+        """It has ended with this error. Returns whether to open it again."""
         assert self._open_feed is not None
         if not self._opener.broke(self._open_feed, error):
             return False
         lost_at = error.lost_at if isinstance(error, ConnectionLost) else None
-        seconds = 0.0 if lost_at is None else asyncio.get_running_loop().time() - lost_at  # before anybody read on
+        seconds = 0.0 if lost_at is None else asyncio.get_running_loop().time() - lost_at  # may be long ago
         self._broke_at, self._cause = _utc_now() - timedelta(seconds=seconds), error
         self._let_go()
         return True
@@ -269,7 +275,7 @@ class _Reader:
             self._stream = stream
 
     def finish(self) -> None:
-        """Nobody wants any more of it."""
+        """Stop it. It is not read any more."""
         self._is_over = True
         self._stop()
 

@@ -1,12 +1,12 @@
 """The lease: what a user holds between acquire and release; and the context that does both.
 
-A lease forwards to the connection, and is dead after release. It knows nothing of the core and of the driver: what is
-special about one kind of connection is in a subclass, the connector's ``lease_type``.
+A lease forwards to the connection, and is dead after release. It knows neither the core nor the driver. What one kind
+of connection needs in addition is in a subclass, the connector's ``lease_type``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import wraps
 from inspect import iscoroutinefunction, ismethod
 from types import TracebackType
@@ -18,23 +18,23 @@ __all__ = ["Lease", "LeaseContext"]
 
 
 class Lender(Protocol):
-    """Whose connection it is. A ``slot`` is the lender's note of it, opaque here."""
+    """The owner of the connection. A ``slot`` is its note of the connection, opaque here."""
 
     @property
     def name(self) -> str:
         """The pool's name."""
 
-    def lease_nowait(self, place: Any) -> Any:
-        """A slot, leased to the task that runs; None if the caller has to wait in line."""
+    def lease_nowait(self, place: Any) -> Lease | None:
+        """A lease for the task that runs; None if the caller has to wait in line."""
 
-    async def wait_for_lease(self, timeout: float | None, place: Any) -> Any:
-        """A leased slot, after waiting."""
+    def wait_for_slot(self, timeout: float | None) -> Awaitable[Any]:
+        """Wait in line for a slot."""
 
-    async def lease_for_feed(self, timeout: float | None, place: Any) -> Any:
-        """A leased slot in the feed lane."""
+    def make_lease(self, slot: Any, place: Any) -> Lease:
+        """The lease of a slot that was waited for."""
 
-    def make_lease(self, slot: Any) -> Lease:
-        """The lease of a leased slot."""
+    async def lease_for_feed(self, timeout: float | None, place: Any) -> Lease:
+        """A lease whose connection is in the feed lane."""
 
     def give_back(self, slot: Any) -> None:
         """The lease has ended."""
@@ -44,9 +44,9 @@ class Lender(Protocol):
 
 
 class Lease:
-    """A connection in the hands of one user. It passes for the connection wherever that is expected.
+    """A connection that one user has. Use it like the connection.
 
-    Whatever the connection has is forwarded to it, and ``isinstance(lease, type(connection))`` is true. After release
+    It forwards every attribute to the connection, and ``isinstance(lease, type(connection))`` is true. After release
     every use raises :class:`~async_repool.LeaseError`; cursors that were opened on the lease may still be read.
     """
 
@@ -56,7 +56,7 @@ class Lease:
         self._lender = lender
         self._slot = slot
         self._connection = connection  # None after release
-        self._own: Any = None  # for a subclass: with a constructor of its own it would make every acquire slower
+        self._own: Any = None  # for a subclass: a constructor of its own would make every acquire slower
 
     # What isinstance() asks if the type itself says no.
     @property  # type: ignore[misc]
@@ -64,13 +64,13 @@ class Lease:
         return type(self) if self._connection is None else type(self._connection)
 
     def __getattr__(self, name: str) -> Any:
-        if name in Lease.__slots__:  # of a copy that was not made yet
+        if name in Lease.__slots__:  # asked by copy() of a lease without slots yet
             raise AttributeError(name)
         value = getattr(self._live(name), name)
         if not ismethod(value) or value.__self__ is not self._connection:
             return value
 
-        def method(*arguments: Any, **options: Any) -> Any:  # one that is kept is as dead as the lease is
+        def method(*arguments: Any, **options: Any) -> Any:  # a method that is kept dies with the lease
             return getattr(self._live(f"{name}()"), name)(*arguments, **options)
 
         async def async_method(*arguments: Any, **options: Any) -> Any:
@@ -97,8 +97,11 @@ class Lease:
         return LeaseError(f"{self._lender.name}: {use} on a lease that was released before; acquire a new one")
 
     def __del__(self) -> None:
-        if self._connection is not None:
-            self._lender.lease_collected(self._slot)
+        try:
+            if self._connection is not None:
+                self._lender.lease_collected(self._slot)
+        except AttributeError:  # a subclass raised before it was made
+            pass
 
 
 def parts_of(lease: object) -> tuple[Any, Any] | None:
@@ -106,8 +109,18 @@ def parts_of(lease: object) -> tuple[Any, Any] | None:
     return (lease._lender, lease._slot) if issubclass(type(lease), Lease) else None  # type: ignore[attr-defined]
 
 
+def slot_of(lease: Lease) -> Any:
+    """The lender's note of its connection. For pools."""
+    return lease._slot
+
+
+def is_live(lease: Lease) -> bool:
+    """Whether it was not released yet. For pools."""
+    return lease._connection is not None
+
+
 def end_lease(lease: Lease, call: str) -> None:
-    """The lease is dead from now on. For pools. Raises LeaseError if it was before."""
+    """The lease is dead from now on. For pools. Raises LeaseError if it is dead already."""
     if lease._connection is None:
         raise LeaseError(f"{lease._lender.name}: {call} of a lease that was released before")
     lease._connection = None
@@ -136,17 +149,19 @@ class LeaseContext:
         try:
             lender = self._find_lender("connect()")
             place = self._place
-            slot = lender.lease_nowait(place) or await lender.wait_for_lease(self._timeout, place)
+            lease = lender.lease_nowait(place)
+            if lease is None:
+                lease = lender.make_lease(await lender.wait_for_slot(self._timeout), place)
         except BaseException:
             self._is_used = False
             raise
-        self._lease = lease = lender.make_lease(slot)
+        self._lease = lease
         return lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # As release(), less what cannot be wrong here: whose lease it is, and the loop, which a task does not change.
+        # As release(), without the checks that cannot fail here: a task does not change its pool or event loop.
         self._is_used = False
         lease = self._lease
         if lease._connection is not None:
@@ -167,18 +182,15 @@ class FeedContext(LeaseContext):
         self._is_used = True
         try:
             lender = self._find_lender("connect()")
-            slot = await lender.lease_for_feed(self._timeout, self._place)
+            self._lease = lease = await lender.lease_for_feed(self._timeout, self._place)
         except BaseException:
             self._is_used = False
             raise
-        self._lease = lender.make_lease(slot)
-        return self._lease
+        return lease
 
 
 class Done(Coroutine[Any, Any, None]):
-    """An awaitable that is done, so that ``release(c)`` and ``await release(c)`` both work. A task can be made of it
-    too.
-    """
+    """An awaitable that is done: ``release(c)`` and ``await release(c)`` both work, and so does a task of it."""
 
     def send(self, value: Any, /) -> Any:
         raise StopIteration

@@ -1,4 +1,4 @@
-"""What a pool tells about itself: one frozen snapshot. Exporters read it; it knows none of them."""
+"""The statistics of a pool, and the report of its closing, as frozen records."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class CloseReport:
     leases_waited_for: int = 0
     """Leases that were out when the closing began."""
     leases_aborted: int = 0
-    """Those of them that did not come home in time."""
+    """Those of them that were not released in time."""
     feeds_ended: int = 0
     """Feeds that were ended."""
     seconds: float = 0.0
-    """How long it took, from the first ``close()`` on."""
+    """How long the closing took, from the first ``close()`` on."""
     queries_waited_for: int = 0
     """Queries that were under way when the closing began."""
     queries_aborted: int = 0
@@ -46,15 +46,15 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStats:
-    """A snapshot of a pool. The gauges say how it is now; the totals only grow, from the pool's construction on."""
+    """A snapshot of a pool. The gauges say how it is now. The totals only grow, from the pool's construction on."""
 
     name: str
     """The pool's name."""
 
     min_size: int
-    """Connections that housekeeping keeps open."""
+    """Connections that the pool keeps open."""
     max_size: int
-    """Most connections open at once, feeds aside."""
+    """Most connections open at once. Those that serve feeds do not count."""
 
     # Gauges.
     size: int
@@ -62,7 +62,7 @@ class PoolStats:
     idle: int
     """Connections ready to be used."""
     leased: int
-    """Connections in users' hands."""
+    """Connections that users have."""
     shared: int
     """Connections that carry queries of ``run()`` and ``stream()``, up to ``max_in_flight`` each."""
     connecting: int
@@ -70,15 +70,15 @@ class PoolStats:
     closing: int
     """Connections being closed."""
     waiting: int
-    """Callers waiting in line, whatever for."""
+    """Callers waiting in line, for a lease, a query or a feed."""
     feeds: int
     """Connections in the feed lane, outside ``size``."""
     retired: int
-    """Connections outside ``size`` that close when the last cursor on them has ended."""
+    """Connections outside ``size`` that are closing, or close when the last cursor on them has ended."""
     queries_in_flight: int
     """Queries of ``run()`` and ``stream()`` that are not answered yet."""
     queries_waiting: int
-    """Those of the callers waiting whose query was not sent yet."""
+    """Callers in line that wait to send a query."""
     changefeeds: int
     """Feeds of ``changes()`` that are open."""
 
@@ -86,21 +86,21 @@ class PoolStats:
     acquired_total: int
     """Leases handed out."""
     waited_total: int
-    """Callers that had to wait in line, whether they got a lease or not."""
+    """Callers that had to wait in line, whatever came of it."""
     waited_seconds_total: float
     """Seconds spent waiting in line, by all callers together."""
     timeouts_total: int
-    """Callers whose time ran out."""
+    """Callers that got ``PoolTimeout`` or ``PoolDeadlock``."""
     cancelled_total: int
     """Callers that were cancelled in line."""
     refused_total: int
-    """Callers turned away because ``max_waiting`` were waiting."""
+    """Callers that were refused because ``max_waiting`` were waiting."""
     queries_done_total: int
-    """Queries of ``run()`` and ``stream()`` that the server has answered, if only with an error."""
+    """Queries of ``run()`` and ``stream()`` that the server has answered, also with an error."""
     queries_stopped_total: int
-    """Those that were cancelled or timed out after they had been sent, and streams that were left before their end."""
+    """Queries that were cancelled or timed out after they were sent, and streams that were left before their end."""
     queries_lost_total: int
-    """Those whose connection ended before the answer came."""
+    """Queries whose connection ended before the answer came."""
     opened_total: int
     """Connections opened."""
     connect_failures_total: int
@@ -108,4 +108,4 @@ class PoolStats:
     closed_total: int
     """Connections closed or aborted, whatever the reason."""
     closed_by_reason: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """``closed_total`` by the reason for closing, such as ``expired`` or ``broken``."""
+    """``closed_total`` by reason, such as ``expired`` or ``broken``."""

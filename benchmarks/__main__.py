@@ -1,4 +1,7 @@
-"""``python -m benchmarks``: what a connection costs, and a query, beside other pools and the driver. See README.rst."""
+"""``python -m benchmarks``: what a connection costs, and a query, beside other pools, the driver and a former version.
+
+See README.rst.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
 
+from . import servers
+from .former import measure_former
 from .pool_part import measure_pools
 from .progress import Progress
 from .query_part import measure_queries
@@ -25,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.publish and options.only is None:
         parser.error("--publish needs --only, to know which tables to replace")
+    if options.only == "former" and options.former is None:
+        parser.error("--only former needs --former PATH, the version to compare with")
     progress = Progress()
     try:
         report = _measure(options, progress)
@@ -43,26 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace, progress: Progress) -> Report:
     report = Report()
-    if options.only != "queries":
-        measure_pools(
-            report,
-            progress,
-            is_quick=options.quick,
-            skips_released=options.no_1_0_1,
-            is_slow=options.slow,
-            has_profile=options.profile,
-        )
-    if options.only != "pools":
-        chart = measure_queries(
-            report,
-            progress,
-            url=options.url,
-            note=options.note,
-            is_quick=options.quick,
-            has_profile=options.profile,
-        )
-        for file in filter(None, (options.svg, CHART if options.publish else None)):
-            file.write_text(chart, encoding="utf-8")
+    with servers.running(options.url) as server:
+        if options.only in (None, "pools"):
+            measure_pools(
+                report,
+                progress,
+                server=server,
+                is_quick=options.quick,
+                skips_released=options.no_1_0_1,
+                is_slow=options.slow,
+                has_profile=options.profile,
+            )
+        if options.only in (None, "queries"):
+            chart = measure_queries(
+                report,
+                progress,
+                server=server,
+                note=options.note,
+                is_quick=options.quick,
+                has_profile=options.profile,
+            )
+            for file in filter(None, (options.svg, CHART if options.publish else None)):
+                file.write_text(chart, encoding="utf-8")
+        if options.former is not None and options.only in (None, "former"):
+            measure_former(report, progress, former=options.former, server=server, is_quick=options.quick)
     return report
 
 
@@ -76,7 +87,7 @@ def _publish(part: str, text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=("pools", "queries"), help="one of the two parts")
+    parser.add_argument("--only", choices=("pools", "queries", "former"), help="one of the parts")
     parser.add_argument("--quick", action="store_true", help="a few seconds, rough numbers; implies --no-1.0.1")
     parser.add_argument("--profile", action="store_true", help="also sample where the time goes (Unix)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value of every round there")
@@ -86,15 +97,21 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="put the tables of --only into benchmarks/README.rst, the chart beside it",
     )
-    pools = parser.add_argument_group("pools")
-    pools.add_argument("--no-1.0.1", dest="no_1_0_1", action="store_true", help="install and measure no 1.0.1")
-    pools.add_argument("--slow", action="store_true", help="measure the contended 1.0.1 too, which takes 49 s")
-    queries = parser.add_argument_group("queries")
-    queries.add_argument(
+    parser.add_argument(
+        "--former",
+        type=Path,
+        metavar="PATH",
+        help="a checkout of another version: also measure this one beside it, row by row",
+    )
+    parser.add_argument(
         "--url",
         default=os.environ.get("RETHINKDB_URL") or None,
         help="rethinkdb://user:password@host:port of a real server (default: RETHINKDB_URL, else the stand-in)",
     )
+    pools = parser.add_argument_group("pools")
+    pools.add_argument("--no-1.0.1", dest="no_1_0_1", action="store_true", help="install and measure no 1.0.1")
+    pools.add_argument("--slow", action="store_true", help="measure the contended 1.0.1 too, which takes 49 s")
+    queries = parser.add_argument_group("queries")
     queries.add_argument("--note", default="", metavar="TEXT", help="what else is to be known of the server")
     queries.add_argument("--svg", type=Path, metavar="FILE", help="draw the chart there")
     return parser

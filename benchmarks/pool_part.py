@@ -1,4 +1,4 @@
-"""The first part: what a connection costs, side by side with other pools. No server is needed."""
+"""The first part: what a connection costs, side by side with other pools. A server is only connected to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .progress import Progress
 from .released_1_0_1 import RECORDED_CONTENDED_SECONDS, Released, Unavailable
 from .report import Goal, Report, Table, microseconds, times
 from .rounds import Measure, Rounds, measure_in_rounds
-from .subjects import OURS, PSYCOPG, QUEUE, RELEASED, Subject, find_subjects
+from .servers import Server
+from .subjects import OURS, PSYCOPG, QUEUE, REAL, RELEASED, Subject, find_subjects, on_server
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class PoolPart:
     """What is measured, how much, and where it is reported."""
 
     subjects: list[Subject]
+    real: Subject
+    """Ours, on connections to the server."""
     released: Released | None
     effort: Effort
     is_slow: bool
@@ -58,7 +61,8 @@ class PoolPart:
     def uncontended(self) -> None:
         turns = self.effort.turns
         measures: dict[str, Measure] = {
-            subject.name: partial(uncontended.measure, subject, turns) for subject in self.subjects
+            subject.name: partial(uncontended.measure, subject, turns)
+            for subject in (self.ours, self.real, *self.subjects[1:])
         }
         if self.released is not None:
             measures[RELEASED] = partial(self.released.uncontended, turns)
@@ -79,14 +83,12 @@ class PoolPart:
                 )
             )
         self.report.sections.append(table)
-        self.report.goals += [
-            Goal("1. a turn, as a multiple of a bare queue's get and put", 6, result.ratio(OURS, QUEUE)),
-            Goal(
-                "1. a turn, as a multiple of psycopg_pool's",
-                0.4,
-                result.ratio(OURS, PSYCOPG) if PSYCOPG in result else None,
-            ),
-        ]
+        for name, kind in ((OURS, "a turn"), (REAL, "a turn on real connections")):
+            of_psycopg = result.ratio(name, PSYCOPG) if PSYCOPG in result else None
+            self.report.goals += [
+                Goal(f"1. {kind}, as a multiple of a bare queue's get and put", 6, result.ratio(name, QUEUE)),
+                Goal(f"1. {kind}, as a multiple of psycopg_pool's", 0.4, of_psycopg),
+            ]
 
     def contended(self) -> None:
         measures: dict[str, Measure] = {subject.name: partial(contended.measure, subject) for subject in self.subjects}
@@ -168,14 +170,21 @@ class PoolPart:
 
     def profile(self) -> None:
         self.progress("profile of a turn")
-        seconds, samples = hot_path.profile_turns(self.ours, PROFILE_SECONDS)
-        title = f"Where the {microseconds(seconds)} of a turn go, sampled"
+        seconds, samples = hot_path.profile_turns(self.real, PROFILE_SECONDS)
+        title = f"Where the {microseconds(seconds)} of a turn go, on real connections"
         shares = self.report.values["profile of a turn"] = hot_path.by_function(samples)
         self.report.sections.append(hot_path.table(title, seconds, shares))
 
 
 def measure_pools(
-    report: Report, progress: Progress, *, is_quick: bool, skips_released: bool, is_slow: bool, has_profile: bool
+    report: Report,
+    progress: Progress,
+    *,
+    server: Server,
+    is_quick: bool,
+    skips_released: bool,
+    is_slow: bool,
+    has_profile: bool,
 ) -> None:
     """Measure all, and report it. 1.0.1 is measured where it can be installed."""
     subjects, missing = find_subjects()
@@ -189,7 +198,7 @@ def measure_pools(
                 released = stack.enter_context(Released(progress))
             except Unavailable as error:
                 report.not_measured[RELEASED] = str(error)
-        part = PoolPart(subjects, released, QUICK if is_quick else FULL, is_slow, progress, report)
+        part = PoolPart(subjects, on_server(server), released, QUICK if is_quick else FULL, is_slow, progress, report)
         for measure in (part.uncontended, part.contended, part.long_lines, part.memory):
             measure()
         if has_profile:

@@ -271,25 +271,24 @@ class QueryPart:
 
 
 def measure_queries(
-    report: Report, progress: Progress, *, url: str | None, note: str, is_quick: bool, has_profile: bool
+    report: Report, progress: Progress, *, server: Server, note: str, is_quick: bool, has_profile: bool
 ) -> str:
     """Measure all, and report it. Returns the chart."""
     effort = QUICK if is_quick else FULL
     gc.collect()
     gc.freeze()  # modules and their like, which every collection would look at
-    with servers.running(url) as server:
-        meaning = note if server.is_real else servers.STAND_IN_MEANING
-        about = f"{server.name}. {meaning}" if meaning else server.name
-        report.server = {"name": server.name, "is_real": server.is_real, "note": note}
-        report.sections.append(f"Queries on: {about}")
-        progress("filling the database")
-        with data.database(server, effort.many) as database:
-            part = QueryPart(effort, server, database, progress, report)
-            for measure in (part.all_at_work, part.side_by_side, part.at_once, part.beside_feeds, part.memory):
-                measure()
-            if has_profile:
-                part.profile()
-            progress("dropping the database")
+    meaning = note if server.is_real else servers.STAND_IN_MEANING
+    about = f"{server.name}. {meaning}" if meaning else server.name
+    report.server = {"name": server.name, "is_real": server.is_real, "note": note}
+    report.sections.append(f"Queries on: {about}")
+    progress("filling the database")
+    with data.database(server, effort.many) as database:
+        part = QueryPart(effort, server, database, progress, report)
+        for measure in (part.all_at_work, part.side_by_side, part.at_once, part.beside_feeds, part.memory):
+            measure()
+        if has_profile:
+            part.profile()
+        progress("dropping the database")
     notes = [
         about,
         f"{machine()}. Medians of {effort.rounds} interleaved rounds; the lines span the middle half of them.",

@@ -16,10 +16,13 @@ from typing import Any, TypeAlias
 
 from async_repool import AsyncConnectionPool, Connector
 
+from .servers import Server
+
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 """``async with connect():`` holds one connection."""
 
 OURS = "async-repool"
+REAL = "async-repool, real connections"
 QUEUE = "bare asyncio.Queue"
 PSYCOPG = "psycopg_pool"
 GENERIC = "generic-connection-pool"
@@ -97,6 +100,17 @@ async def _async_repool(size: int) -> AsyncIterator[Connect]:
     connector: Connector = FakeConnector()
     async with AsyncConnectionPool(connector, size) as pool:
         yield pool.connect
+
+
+def on_server(server: Server) -> Subject:
+    """Ours on real connections. What they are asked at each turn, whether they are open, costs more than with fakes."""
+
+    @asynccontextmanager
+    async def open_pool(size: int) -> AsyncIterator[Connect]:
+        async with AsyncConnectionPool(server.arguments, size) as pool:
+            yield pool.connect
+
+    return Subject(REAL, open_pool)
 
 
 # ---------------------------------------------------------------------- a bare queue, the yardstick

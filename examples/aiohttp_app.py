@@ -4,8 +4,8 @@
     curl -X POST localhost:8080/heroes -d '{"name": "Ana"}'
     curl localhost:8080/heroes
 
-It needs the extra: pip install 'async-repool[aiohttp]'. The server is the one that RETHINKDB_URL names, localhost:28015
-by default. SIGTERM ends it: requests in flight are answered first.
+It needs the extra: pip install 'async-repool[aiohttp]'. RETHINKDB_URL names the server; the default is localhost:28015.
+SIGTERM ends the program after it has answered the requests in flight.
 """
 
 import argparse
@@ -39,7 +39,7 @@ async def close_pool(app: web.Application) -> None:
 
 
 async def list_heroes(request: web.Request) -> web.Response:
-    # A read may be repeated where its connection is lost.
+    # A read may be sent again if its connection is lost.
     return web.json_response(await request.app[POOL].run(heroes.limit(100), timeout=5, retry=True))
 
 
@@ -57,15 +57,15 @@ async def add_hero(request: web.Request) -> web.Response:
         hero = None
     if not isinstance(hero, dict):
         raise web.HTTPBadRequest(text="send a hero as a JSON object")
-    async with asyncio.timeout(5), request.app[POOL].connect() as conn:  # its own, for several queries in a row, say
+    async with asyncio.timeout(5), request.app[POOL].connect() as conn:  # for several queries in a row, say
         result = await heroes.insert(hero).run(conn)
-    if result["errors"]:  # of one row: there is such a hero, or its id can be none
+    if result["errors"]:  # there is a hero with this id already, or the id cannot be one
         raise web.HTTPConflict(text=result["first_error"].partition("\n")[0])
     return web.json_response({"id": result.get("generated_keys", [hero.get("id")])[0]}, status=201)
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 where a query is answered within a second, else 503 and why; the pool's gauges in both."""
+    """200 if a query is answered within a second, else 503 and the reason. Both have the pool's gauges."""
     pool = request.app[POOL]
     status, problem = 200, None
     try:
@@ -84,7 +84,7 @@ async def overload_is_503(request: web.Request, handler: Any) -> web.StreamRespo
     try:
         response: web.StreamResponse = await handler(request)
     except (TimeoutError, ConnectFailed) as error:
-        log.warning("%s %s: %s", request.method, request.path, error)  # for us, not for the client
+        log.warning("%s %s: %s", request.method, request.path, error)  # for the log, not for the client
         raise web.HTTPServiceUnavailable(text="busy, try again", headers={"Retry-After": "1"}) from error
     return response
 

@@ -1,7 +1,7 @@
 """A pool of 3 connections serves 400 users and a changefeed: python examples/quickstart.py [--host HOST] [--port PORT]
 
-On the server that is named, or that RETHINKDB_URL names (rethinkdb://user:password@host:port); else on the stand-in
-server.
+It uses the server that its arguments or RETHINKDB_URL name (rethinkdb://user:password@host:port). If nothing names one,
+it uses the stand-in server.
 """
 
 import argparse
@@ -27,19 +27,19 @@ async def prepare(pool: AsyncConnectionPool) -> None:
 
 
 async def user(pool: AsyncConnectionPool, number: int) -> str:
-    hero: dict[str, Any] = await pool.run(heroes.get(number % len(HEROES)))  # beside others on one connection
+    hero: dict[str, Any] = await pool.run(heroes.get(number % len(HEROES)))  # shares a connection
     return hero["name"]
 
 
 async def leasing_user(pool: AsyncConnectionPool, number: int) -> str:
-    async with pool.connect() as conn:  # waits in line for a connection of its own, first come, first served
+    async with pool.connect() as conn:  # waits in line for a connection that nobody else uses
         hero: dict[str, Any] = await heroes.get(number % len(HEROES)).run(conn)
         return hero["name"]
 
 
 async def follow(pool: AsyncConnectionPool, is_following: asyncio.Event, wanted: int) -> list[str]:
     seen: list[str] = []
-    async with pool.changes(heroes.changes()) as feed:  # survives the loss of its connection
+    async with pool.changes(heroes.changes()) as feed:  # is opened again if its connection is lost
         is_following.set()
         async for change in feed:
             if isinstance(change, FeedGap):

@@ -15,8 +15,8 @@ LIFETIME_JITTER: Final = 0.05
 
 
 def expiry(now: float, lifetime: float | None, random: Random) -> float:
-    """When the lifetime of a connection opened at ``now`` is over: up to 5 % early, so that connections that were
-    opened together do not expire together. ``lifetime`` is in seconds; 0 or None means never.
+    """When a connection that is opened at ``now`` expires: up to 5 % early, so that connections that were opened
+    together do not expire together. ``lifetime`` is in seconds; 0 or None means never.
     """
     if not lifetime:
         return NEVER
@@ -24,7 +24,7 @@ def expiry(now: float, lifetime: float | None, random: Random) -> float:
 
 
 class Backoff:
-    """Exponential back-off with full jitter: failure n is followed by a pause of up to ``FIRST_DELAY * 2 ** n``
+    """Exponential back-off with full jitter: the pause after failure n (from 0) is up to ``FIRST_DELAY * 2 ** n``
     seconds, never more than ``LONGEST_DELAY``. Full jitter keeps a thousand clients from coming back in step after an
     outage. (Exponential Backoff And Jitter, AWS Architecture Blog, 2015.)
     """

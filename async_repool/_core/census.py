@@ -1,13 +1,12 @@
-"""How many connections and callers there are now of what."""
+"""The counts of a pool at one moment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .line import Line
 from .shares import Shares
-from .slots import CLOSING, IDLE, LEASED, OPENING, PREPARING, QUERY, READ_ON, SHARED, Slot, State
+from .slots import CLOSING, IDLE, LEASED, OPENING, PREPARING, QUERY, READ_ON, SHARED, Slots, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +21,13 @@ class Census:
     leased: int
     shared: int
     closing: int
-    feeds: int  # beside the size, as the one below
+    feeds: int  # outside the size, as is `retired`
     retired: int
     waiting: int
     queries_waiting: int
     queries: int
     changefeeds: int
+    in_use: int  # what closing waits for
     is_down: bool
 
     @property
@@ -41,22 +41,21 @@ class Census:
         return self.preparing + self.idle + self.leased + self.shared < self.min_size
 
 
-def take_census(
-    slots: Iterable[Slot], line: Line, queries: Shares, *, min_size: int, max_size: int, is_down: bool
-) -> Census:
+def take_census(slots: Slots, line: Line, queries: Shares, sizes: tuple[int, int], is_down: bool) -> Census:
     """Count. Looks at every slot."""
     inside, outside = [0] * len(State), [0] * len(State)
-    retired = in_flight = changefeeds = 0
+    retired = in_flight = changefeeds = in_use = 0
     for slot in slots:
         (outside if slot.beside else inside)[slot.state] += 1
         retired += slot.beside and (slot.state is CLOSING or (slot.state is READ_ON and slot.doom is not None))
+        in_use += slot.state in (PREPARING, LEASED, SHARED, READ_ON)
         if slot.shares is queries:
             in_flight += slot.load
         else:
             changefeeds += slot.load
     return Census(
-        min_size=min_size,
-        max_size=max_size,
+        min_size=sizes[0],
+        max_size=sizes[1],
         opening=inside[OPENING],
         preparing=inside[PREPARING],
         idle=inside[IDLE],
@@ -69,5 +68,6 @@ def take_census(
         queries_waiting=line.waiting[QUERY],
         queries=in_flight,
         changefeeds=changefeeds,
+        in_use=in_use,
         is_down=is_down,
     )

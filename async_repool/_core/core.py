@@ -4,7 +4,7 @@ Facts and ``now`` go in: a caller asks, gives up or is done; a connection was op
 passed. Orders come out, in :attr:`Core.orders`; the shell carries them out, and whatever it starts ends in one fact. A
 connection is opaque here. The core asks two questions about it, both answered at once: ``is_open`` and ``has_streams``.
 
-Four decisions are made here and nowhere else, each read from top to bottom: ``_find`` (what serves this need now),
+Four decisions are made here and nowhere else. Read each from top to bottom: ``_find`` (what serves this need now),
 ``_home`` (what becomes of a connection that nobody uses any more), ``_end`` (how one is closed) and ``_grow`` (how many
 to open). Each fact is one step: it leaves every invariant intact. :meth:`Core.check` asserts them.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ..config import PoolConfig
 from .backoff import NEVER, Random, expiry
@@ -24,7 +24,7 @@ from .line import Line, Ticket
 from .orders import AwaitReaders, Close, Open, Order, OutageStage, Prepare, Refusal, Refuse, Report, Serve
 from .servers import PROBATION_SECONDS, Server
 from .shares import Shares
-from .shelf import LastInFirstOut, Shelf
+from .shelf import Shelf, Stack
 from .slots import (
     CLOSING,
     FEED,
@@ -45,33 +45,28 @@ from .slots import (
 
 CROWDED: Final = 2
 """The pool opens another connection for queries if every shared one carries this many. An idle one is used before that:
-one thread of the server serves one connection, so two queries that keep it busy take half the time on two."""
+one thread of the server serves one connection, so two long queries take half the time on two connections."""
+
+
+Ask: TypeAlias = Callable[[Any], bool]
+"""A question about a connection, answered at once."""
 
 
 class Core:
     """The book of one pool, from its opening to its end."""
 
-    def __init__(
-        self,
-        config: PoolConfig,
-        random: Random,
-        queue: LastInFirstOut,
-        *,
-        is_open: Callable[[Any], bool],
-        has_streams: Callable[[Any], bool],
-    ) -> None:
+    def __init__(self, config: PoolConfig, random: Random, queue: Stack, *, is_open: Ask, has_streams: Ask) -> None:
         self._random = random
         self._is_open, self._has_streams = is_open, has_streams
         self.slots = Slots()
-        self._inside = self.slots.inside  # how many of the size are in each state
+        self._inside = self.slots.inside
         self._shelf = Shelf(queue)
         self._queries, self._feeds = Shares(), Shares()
         self._line = Line()
         self._server = Server(random, config.reconnect_timeout)
         self._is_closing = False
         self.orders: deque[Order] = deque()
-        self.wake_at = NEVER
-        """When the shell is to call :meth:`tick`, at the latest."""
+        self.wake_at = NEVER  # when the shell has to call tick(), at the latest
         self._set_options(config)
 
     def _set_options(self, config: PoolConfig) -> None:
@@ -86,9 +81,8 @@ class Core:
     # ---- facts: callers
 
     def take(self, need: Need, now: float) -> Slot | None:
-        """A caller asks. Serves it if that takes nothing but a connection at hand and nobody waits; orders nothing.
-
-        If not, returns None, and the caller may join the line, where everything else is tried.
+        """A caller asks. Serves it at once if nobody waits and a connection is ready. Orders nothing. If None is
+        returned, the caller may :meth:`join` the line, where everything else is tried.
         """
         if self._line.total:
             return None
@@ -108,12 +102,9 @@ class Core:
             self._shelf.put(slot)
         if need is QUERY:
             place = self._queries.first(self._most)
-            if (
-                place is not None
-                and (place.load < CROWDED or not self._can_help_crowd())
-                and now < place.expires_at
-                and self._is_open(place.connection)
-            ):
+            if place is None or now >= place.expires_at or not self._is_open(place.connection):
+                return None
+            if place.load < CROWDED or not self._can_help_crowd():
                 return self._queries.more(place)
         return None
 
@@ -122,8 +113,12 @@ class Core:
         if self._is_closing:
             self.orders.append(Refuse(ticket, Refusal.CLOSED))
             return
-        self._line.join(ticket, need)
-        self._settle(now)
+        line = self._line
+        line.join(ticket, need)
+        if need is FEED or self._inside[IDLE] or line.total - line.waiting[FEED] == 1:
+            self._settle(now)
+        else:
+            self._grow(now)  # it has to wait: others do, and no idle connection can be checked for it
         most = self._config.max_waiting
         if most and self._not_served_soon() > most and self._line.leave(ticket):
             self.orders.append(Refuse(ticket, Refusal.TOO_MANY))
@@ -138,61 +133,71 @@ class Core:
         if self._line.leave(ticket):
             if not ticket.done():  # it may have been cancelled at this very moment
                 why = Refusal.DEADLOCK if is_deadlock else Refusal.TIMED_OUT
-                self.orders.append(Refuse(ticket, Refusal.UNREACHABLE if self._server.is_missed else why))
+                if self._server.is_down and self.slots.size - self._inside[OPENING] < self._max_size:
+                    why = Refusal.UNREACHABLE
+                self.orders.append(Refuse(ticket, why))
             self._settle(now)
 
     def release(self, slot: Slot, now: float, *, was_used: bool = True, is_read_on: bool = False) -> None:
         """A use of this connection has ended: a lease, a query or a feed. Does nothing if the pool has ended that use.
-
-        ``was_used`` is false if the caller never saw it. ``is_read_on``: a feed on it may still be read, outside the
-        size.
+        ``was_used``: false if the caller never got it. ``is_read_on``: a feed on it may still be read, beside the size.
         """
         if slot.state is SHARED:
-            if slot.takes_more:
+            if slot.doom is None and not slot.is_doubted:  # as takes_more, without a call for each query
                 slot.shares.fewer(slot)
             else:
                 slot.load -= 1
-            if slot.load or slot.is_doubted:
-                if self._line.total:
-                    self._settle(now)
-                return
-            slot.needs_reset = self._resets and slot.shares is self._feeds
-            slot.shares = None
         elif slot.state is not LEASED:
             return
         elif is_read_on:
-            self._put_beside(slot)
+            self._put_beside(slot, in_lane=True)
         if slot.state is LEASED and self._resets and was_used:
             slot.needs_reset = True
         if was_used:
             slot.is_new = False
             slot.used_at = now
             slot.heard_at = now if self._trusts_use else -NEVER
+        if slot.state is SHARED:
+            if slot.load or slot.is_doubted:
+                if self._line.total:
+                    self._settle(now)
+                return
+            slot.needs_reset = self._resets and slot.shares is self._feeds
+            slot.shares = None
         if self._is_plain and was_used and slot.doom is None and not slot.beside and self._is_open(slot.connection):
-            inside = self._inside  # as _home(), without a call for each release
-            inside[slot.state] -= 1
+            inside, line = self._inside, self._line
+            if (
+                line.total  # asked first: most releases find nobody waiting
+                and line.total == line.waiting[LEASE]
+                and (slot.state is LEASED and self._trusts_use and now < slot.expires_at and not inside[IDLE])
+                and (oldest := line.oldest()) is not None
+            ):
+                # As _home() and _settle(), without the shelf: a hand-over takes a tenth less.
+                self.orders.append(Serve(oldest[0], slot))
+                line.leave(oldest[0])
+                self._grow(now)
+                return
+            inside[slot.state] -= 1  # as _home(), without a call for each release
             inside[IDLE] += 1
             slot.state = IDLE
             self._shelf.put(slot)
-            if self._line.total:
+            if line.total:
                 self._settle(now)
             return
         self._home(slot, now)
         self._settle(now)
 
     def step_aside(self, slot: Slot, now: float) -> bool:
-        """It serves a feed from now on: it leaves the size, and another may take its place. False if the feed lane is
-        full, and nothing has changed then.
-        """
+        """It serves a feed from now on, outside the size. False if the feed lane is full: then nothing has changed."""
         if slot.state is LEASED and not slot.beside and not self.has_lane():
             return False
-        if slot.state is LEASED or slot.state is SHARED:
-            self._put_beside(slot)
+        if slot.state in (LEASED, SHARED):
+            self._put_beside(slot, in_lane=True)
             self._settle(now)
         return True
 
     def doubt(self, slot: Slot, now: float) -> None:
-        """A request on it had no answer in time: the connection is checked, and takes no new ones meanwhile."""
+        """A request on it had no answer in time: it is checked, and takes no new requests meanwhile."""
         if slot.state is SHARED and slot.takes_more:
             self._unlist(slot)
             slot.is_doubted = True
@@ -204,19 +209,19 @@ class Core:
     def opened(self, slot: Slot, connection: Any, now: float) -> None:
         """The connection that was ordered is open."""
         slot.connection = connection
+        slot.opened_at = slot.used_at = now
         if slot.state is GONE:
             self.orders.append(Close(slot, Reason.POOL_CLOSED, politely=False))
             return
         if self._server.succeeded(now):
-            self.orders.append(Report(OutageStage.ENDED))
-        slot.opened_at = slot.used_at = now
+            self.wake_at = min(self.wake_at, now + PROBATION_SECONDS)  # to report the end of an outage
         slot.heard_at = now if self._trusts_use else -NEVER
         slot.expires_at = expiry(now, self._config.connection_ttl, self._random)
         self._home(slot, now)
         self._settle(now)
 
     def open_failed(self, slot: Slot, now: float, *, is_hopeless: bool = False) -> None:
-        """It could not be opened; ``is_hopeless``: and never will be, as after a wrong password."""
+        """It could not be opened. ``is_hopeless``: trying again cannot help, as with a wrong password."""
         if slot.state is GONE:
             return
         self._gone(slot)
@@ -227,9 +232,8 @@ class Core:
 
     def prepared(self, slot: Slot, now: float, *, is_fit: bool) -> None:
         """Its check or reset is over."""
-        was_check = not slot.needs_reset
         if slot.state is PREPARING:
-            slot.needs_reset = False
+            was_check, slot.needs_reset = not slot.needs_reset, False
             if was_check or self._trusts_use:
                 slot.heard_at = now
             if is_fit:
@@ -238,20 +242,23 @@ class Core:
             else:
                 self._note_early_end(slot, now)
                 self._end(slot, Reason.UNFIT if self._is_open(slot.connection) else Reason.BROKEN)
+                if was_check:
+                    self._check_idle_ones()
         elif slot.state is SHARED and slot.is_doubted:
             if not is_fit:
                 self._abort(slot, Reason.UNFIT)  # its requests fail now, instead of waiting for ever
+                self._check_idle_ones()
             else:
-                slot.is_doubted = False
-                self._answered(slot, now)
-        else:
-            return
-        if not is_fit and was_check:
-            self._check_idle_ones(now)
+                slot.is_doubted, slot.heard_at = False, now
+                if not slot.load:
+                    slot.shares = None
+                    self._home(slot, now)
+                elif slot.doom is None:
+                    slot.shares.add(slot)
         self._settle(now)
 
     def lost(self, slot: Slot, now: float) -> None:
-        """It died. Its siblings may have died too: those that are idle are checked before anybody gets them."""
+        """It died. The others may have died too: idle ones are checked before anybody gets them."""
         if slot.state is IDLE:
             self._shelf.remove((slot,))
             self._note_early_end(slot, now)
@@ -260,8 +267,8 @@ class Core:
             self._abort(slot, Reason.BROKEN)  # its feeds notice by themselves, and its place in the lane is free
         elif slot.state is CLOSING or slot.state is GONE:
             return
-        # One that is in any other use goes when that ends.
-        self._check_idle_ones(now)
+        # In any other state, it is closed when that state ends.
+        self._check_idle_ones()
         self._settle(now)
 
     def read_out(self, slot: Slot, now: float) -> None:
@@ -270,10 +277,8 @@ class Core:
             return
         if slot.doom is None:
             self._home(slot, now)
-        elif self._is_open(slot.connection):
-            self._close(slot, slot.doom)
         else:
-            self._abort(slot, slot.doom)
+            self._close(slot, slot.doom, politely=self._is_open(slot.connection))
         self._settle(now)
 
     def closed(self, slot: Slot, now: float) -> None:
@@ -285,53 +290,57 @@ class Core:
     # ---- facts: the pool
 
     def tick(self, now: float) -> None:
-        """Time has passed: see what that changes, and when to look again. The first one opens ``min_size``."""
+        """Time has passed: see what that changes, and when to look again. The first call opens ``min_size``."""
         self.wake_at = NEVER
         if not self._is_closing:
             self._close_surplus(now)
             self._ping(now)
+            is_over, over_at = self._server.is_over(now)
+            self.wake_at = min(self.wake_at, over_at)
+            if is_over:
+                self.orders.append(Report(OutageStage.ENDED))
         self._settle(now)
 
     def drain(self, now: float, reason: Reason = Reason.DRAINED) -> None:
         """Replace every connection: idle ones now, the others when nobody uses them any more."""
-        idle = self._shelf.oldest_first()
-        self._shelf.remove(idle)
-        for slot in list(self.slots):
-            if slot in idle:
+        self._shelf.take_all()
+        for slot in self.slots:
+            if slot.state is IDLE:
                 self._end(slot, reason)
             elif slot.state is not CLOSING and slot.doom is None:
                 self._doom(slot, reason)
         self._settle(now)
 
     def resize(self, config: PoolConfig, now: float) -> None:
-        """The options about sizes have changed. What is too many is closed when nobody uses it any more; idle ones
-        are closed now.
-        """
+        """The sizes have changed. Idle connections that are too many are closed now, others when nobody uses them."""
         self._set_options(config)
         if not self._is_closing:
             for slot in self._shelf.oldest_first()[: max(0, self._excess())]:
                 self._shelf.remove((slot,))
                 self._end(slot, Reason.SURPLUS)
             for slot in list(self._queries)[: max(0, self._excess())]:
-                self._doom(slot, Reason.SURPLUS)  # else it would never come home under a steady load
+                self._doom(slot, Reason.SURPLUS)  # else a steady load would use it for ever
         self.tick(now)
 
-    def close(self, now: float) -> None:
+    def close(self, now: float) -> int:
         """The pool ends. Callers in line are refused; feeds end now; leases and queries may go on until
-        :meth:`end_uses`.
+        :meth:`end_uses`. Returns how many feeds that ends.
         """
         self._is_closing = True
         self._refuse_all(Refusal.CLOSED)
-        for slot in list(self.slots):
+        feeds = 0
+        for slot in self.slots:
             if slot.state is OPENING:
                 self._abort(slot, Reason.POOL_CLOSED)
-            elif slot.beside and slot.doom is None and slot.state is not CLOSING:
+            elif slot.in_lane and slot.state is not CLOSING:
+                feeds += slot.load if slot.state is SHARED else 1  # a doubted one may carry none any more
                 self._close(slot, Reason.POOL_CLOSED)
         self.drain(now, Reason.POOL_CLOSED)
+        return feeds
 
     def end_uses(self, now: float) -> None:
         """While closing: the time that users had is over."""
-        for slot in list(self.slots):
+        for slot in self.slots:
             if slot.state in (PREPARING, LEASED, SHARED, READ_ON):
                 self._abort(slot, Reason.POOL_CLOSED)
 
@@ -345,14 +354,10 @@ class Core:
     def _find(self, need: Need, now: float) -> Slot | None:
         """What serves this need now; one more use of it has begun. None if the caller has to wait."""
         if need is FEED:
-            # 1. Beside other feeds; on another connection if that one is full, and another is at hand.
-            while (place := self._feeds.first()) is not None:
-                if not self._is_open(place.connection):
-                    self._abort(place, Reason.BROKEN)
-                elif place.load < self._most or not self._inside[IDLE] or not self.has_lane():
-                    return self._feeds.more(place)
-                else:
-                    break
+            # 1. Beside other feeds. On an idle connection if those of the lane are full, and it takes one more.
+            place = self._feed_place()
+            if place is not None and (place.load < self._most or not self._inside[IDLE] or not self.has_lane()):
+                return self._feeds.more(place)
             return self._take_idle(need, now) if self.has_lane() else None
         while True:
             # 2. An idle one.
@@ -367,12 +372,18 @@ class Core:
                 self._doom(place, Reason.EXPIRED)
             else:
                 if place.load >= CROWDED and self._can_help_crowd():
-                    self._help_crowd(now)  # this helps those that come later: what was sent cannot move
+                    # This helps those that come later: what was sent cannot move.
+                    if self._inside[IDLE]:  # it has to be checked first, or it would have been taken
+                        self._prepare(self._shelf.take())
+                    else:
+                        self._grow(now, is_crowded=True)
                 return self._queries.more(place)
 
     def _take_idle(self, need: Need, now: float) -> Slot | None:
-        """The idle one that was used last, put to use. Those that are in no state for that are closed or checked."""
-        while self._inside[IDLE]:
+        """Put to use the idle one that was used last. Those that cannot be used as they are, are closed or checked."""
+        found: Slot | None = None
+        passed_over: list[Slot] = []  # have to be checked, but enough others are
+        while len(self._shelf) and found is None:
             slot = self._shelf.take()
             if not self._is_open(slot.connection):
                 self._note_early_end(slot, now)
@@ -380,23 +391,22 @@ class Core:
             elif slot.expires_at <= now:
                 self._end(slot, Reason.EXPIRED)
             elif now - slot.heard_at <= self._check_after:
-                if need is LEASE:
-                    self.slots.move(slot, LEASED)
-                else:
-                    self.slots.move(slot, SHARED)
-                    self._share(slot, self._queries if need is QUERY else self._feeds)
-                return slot
+                found = slot
             elif self._trusts_use or self._inside[PREPARING] < self._wanted():
-                self._prepare(slot)  # all that were unused for long together; but by a check hook no more than needed
+                self._prepare(slot)  # all that were unused for long; with a check hook, only as many as are needed
             else:
-                self._shelf.put(slot)
-                break
-        return None
+                passed_over.append(slot)
+        for slot in reversed(passed_over):
+            self._shelf.put(slot)
+        if found is not None and need is LEASE:
+            self.slots.move(found, LEASED)
+        elif found is not None:
+            self.slots.move(found, SHARED)
+            self._share(found, self._queries if need is QUERY else self._feeds)
+        return found
 
     def _home(self, slot: Slot, now: float) -> None:
-        """Nobody uses this connection now: it is new, was released, checked, reset or read to the end. What becomes of
-        it.
-        """
+        """What becomes of a connection that nobody uses: it is new, was released, prepared, or read to the end."""
         reason = slot.doom
         if reason is None and not self._is_open(slot.connection):
             reason = Reason.BROKEN
@@ -413,6 +423,7 @@ class Core:
         if reason is not None:
             self._end(slot, reason)
             return
+        slot.in_lane = False
         self.slots.put_inside(slot)
         if slot.needs_reset:
             self._prepare(slot)
@@ -421,19 +432,21 @@ class Core:
             self._shelf.insert(slot)
 
     def _end(self, slot: Slot, reason: Reason) -> None:
-        """This connection is to be closed: at once, or when it has been read to the end, outside the size."""
+        """Close this connection: now, or outside the size when it was read to the end."""
         if not self._is_open(slot.connection):
             self._abort(slot, reason)
         elif self._has_streams(slot.connection):
             slot.doom = reason
-            self._put_beside(slot)
+            self._put_beside(slot, in_lane=False)
             self.slots.move(slot, READ_ON)
             self.orders.append(AwaitReaders(slot, self._config.cursor_grace))
         else:
             self._close(slot, reason)
 
     def _grow(self, now: float, *, is_crowded: bool = False) -> None:
-        """Open as many as those in line need, or ``min_size``, or one more for queries; in an outage one at a time."""
+        """Open as many as the callers in line or ``min_size`` need, or one for crowded queries; in an outage, one."""
+        if self.slots.size >= self._max_size and not self._server.is_down:
+            return  # nothing may be opened; the steps below would find that too, but count all who wait first
         on_the_way = self._inside[OPENING] + self._inside[PREPARING]
         live = self.slots.size - self._inside[CLOSING]
         wanted = max(self._wanted() - on_the_way, self._min_size - live, int(is_crowded))
@@ -457,91 +470,89 @@ class Core:
             self.orders.append(Open(self.slots.new()))
 
     def _settle(self, now: float) -> None:
-        """After each fact: serve the caller who has waited longest, then the next, until one has to wait on."""
+        """After each fact: serve the caller who has waited longest, then the next, until one cannot be served."""
         if self._is_closing:
             return
         line = self._line
-        while line.total and (oldest := line.oldest()) is not None:
+        steps_over_feeds = False
+        while line.total and (oldest := line.oldest(FEED if steps_over_feeds else None)) is not None:
             ticket, need = oldest
+            if need is LEASE and not self._inside[IDLE]:
+                break  # _find() would find nothing; this saves the call at each join and hand-over
             if (slot := self._find(need, now)) is not None:
                 self.orders.append(Serve(ticket, slot))
-            elif need is FEED and not self._has_feed_place():
-                self.orders.append(Refuse(ticket, Refusal.LANE_FULL))
+            elif need is FEED and not self.has_lane():
+                steps_over_feeds = True  # they wait for a connection of the lane, and for nothing that others need
+                continue
             else:
                 break
             line.leave(ticket)
-        for ticket in line.all_who_need(FEED):  # a place beside other feeds is nothing that anybody else waits for
-            place = self._feeds.first()
-            if place is not None and self._is_open(place.connection):
+        if line.waiting[FEED]:
+            self._serve_feeds()
+        if self._config.max_idle == 0 and not line.total:
+            self._close_surplus(now)
+        self._grow(now)
+
+    def _serve_feeds(self) -> None:
+        """Feeds may go ahead of others: a place beside other feeds is nothing that anybody else waits for."""
+        for ticket in self._line.all_who_need(FEED):
+            if (place := self._feed_place()) is not None:
                 self.orders.append(Serve(ticket, self._feeds.more(place)))
             elif not self._has_feed_place():
                 self.orders.append(Refuse(ticket, Refusal.LANE_FULL))
             else:
                 break
-            line.leave(ticket)
-        if self._config.max_idle == 0 and not line.total:
-            self._close_surplus(now)
-        self._grow(now)
+            self._line.leave(ticket)
 
     # ---- what the decisions ask
 
     def _wanted(self) -> int:
-        """Connections that those in line need, so that none of these is crowded."""
-        return self._line.connections_needed(self._queries.room(self._most), min(CROWDED, self._most))
+        """Connections that those in line need. Feeds need none while the lane is full."""
+        needed = self._line.connections_needed(self._queries.room(self._most), min(CROWDED, self._most))
+        return needed - (self._line.waiting[FEED] > 0 and not self.has_lane())
 
     def _not_served_soon(self) -> int:
-        """Those in line for whom no connection is on its way, and none can be opened."""
-        coming = self._max_size - self.slots.size + sum(self._inside[state] for state in (OPENING, PREPARING, IDLE))
+        """Those in line for whom no connection is idle or on its way, and none can be opened."""
+        coming = max(0, self._max_size - self.slots.size)
+        coming += sum(self._inside[state] for state in (OPENING, PREPARING, IDLE))
         return self._line.not_served_by(coming, self._most)
 
     def _can_help_crowd(self) -> bool:
-        """Whether another connection can be had for queries, and none is on its way. With ``max_idle=0`` it would be
-        closed before they come.
-        """
+        """Whether another connection can be had for queries, and none is on its way."""
         inside = self._inside
-        if inside[OPENING] or inside[PREPARING] or self._config.max_idle == 0:
+        if inside[OPENING] or inside[PREPARING] or self._config.max_idle == 0:  # 0: it would be closed before they come
             return False
         return self.slots.size < self._max_size or inside[IDLE] > 0
 
-    def _help_crowd(self, now: float) -> None:
-        if self._inside[IDLE]:  # it has to be checked first, or it would have been taken
-            self._prepare(self._shelf.take())
-        else:
-            self._grow(now, is_crowded=True)
-
     def has_lane(self) -> bool:
         """Whether the feed lane takes one more connection. One that is to be closed takes no place there."""
-        beside = sum(slot.state is not CLOSING and slot.doom is None for slot in self.slots if slot.beside)
-        coming = sum(not slot.beside for slot in self._feeds)
-        return beside + coming < self._config.feed_limit
+        staying = (slot for slot in self.slots if slot.state is not CLOSING and slot.doom is None)
+        return sum(slot.in_lane or slot.shares is self._feeds for slot in staying) < self._config.feed_limit
+
+    def _feed_place(self) -> Slot | None:
+        """The connection of the lane that carries fewest feeds. Those that are found broken are aborted."""
+        while (place := self._feeds.first()) is not None and not self._is_open(place.connection):
+            self._abort(place, Reason.BROKEN)
+        return place
 
     def _has_feed_place(self) -> bool:
         """Whether the lane will take one more feed, on a connection that it has or on another."""
-        feeds = (slot for slot in self.slots if slot.shares is self._feeds and slot.doom is None)
-        return self.has_lane() or next(feeds, None) is not None
+        return self.has_lane() or any(slot.shares is self._feeds and slot.doom is None for slot in self.slots)
 
     def _excess(self) -> int:
-        """Connections that are too many, and not on their way out."""
-        if self.slots.size <= self._max_size:
-            return 0
-        return sum(not slot.beside and slot.state is not CLOSING and slot.doom is None for slot in self.slots) - (
-            self._max_size
-        )
+        """How many connections exceed ``pool_size``, without those that are to be closed."""
+        staying = (slot for slot in self.slots if not slot.beside and slot.state is not CLOSING and slot.doom is None)
+        return sum(1 for _ in staying) - self._max_size if self.slots.size > self._max_size else 0
 
     @property
     def is_leased_out(self) -> bool:
-        """Whether every connection that the pool may have is leased, so that only a release can help a caller."""
-        return self._inside[LEASED] == self._max_size
+        """Whether nothing but the release of a lease can serve a caller."""
+        return self._inside[LEASED] >= self._max_size
 
     def census(self) -> Census:
         """How many there are now of what."""
         return take_census(
-            self.slots,
-            self._line,
-            self._queries,
-            min_size=self._min_size,
-            max_size=self._max_size,
-            is_down=self._server.is_down,
+            self.slots, self._line, self._queries, (self._min_size, self._max_size), self._server.is_down
         )
 
     # ---- time
@@ -572,24 +583,18 @@ class Core:
             self.orders.append(Report(OutageStage.BEGAN, was_open))
 
     def _note_early_end(self, slot: Slot, now: float) -> None:
-        """An idle connection is bad. If it is new and was never used, that is as if it could not be opened."""
+        """An unused connection is bad. If it is new, that counts as a failure to open it."""
         if slot.is_new and now < slot.opened_at + PROBATION_SECONDS:
             self._note_failure(now, was_open=True)
 
     # ---- moves
 
-    def _answered(self, slot: Slot, now: float) -> None:
-        if not slot.load:
-            slot.shares = None
-            self._home(slot, now)
-        elif slot.doom is None:
-            slot.shares.add(slot)
-
     def _note_plain(self) -> None:
-        # Whether a released connection that is open and not doomed is idle, without a further look.
+        # Whether each released connection that is open and not doomed becomes idle.
         self._is_plain = not self._resets and self._config.max_idle != 0 and self.slots.size <= self._max_size
 
-    def _put_beside(self, slot: Slot) -> None:
+    def _put_beside(self, slot: Slot, *, in_lane: bool) -> None:
+        slot.in_lane = in_lane
         self.slots.put_beside(slot)
         self._note_plain()
 
@@ -610,26 +615,24 @@ class Core:
         self.slots.move(slot, PREPARING)
         self.orders.append(Prepare(slot, is_reset=slot.needs_reset))
 
-    def _check_idle_ones(self, now: float) -> None:
-        idle = self._shelf.oldest_first()
-        self._shelf.remove(idle)
-        for slot in idle:
+    def _check_idle_ones(self) -> None:
+        for slot in self._shelf.take_all():
             if self._is_open(slot.connection):
                 self._prepare(slot)
             else:
                 self._abort(slot, Reason.BROKEN)
 
-    def _close(self, slot: Slot, reason: Reason) -> None:
+    def _close(self, slot: Slot, reason: Reason, *, politely: bool = True) -> None:
         self._unlist(slot)
         slot.shares, slot.load, slot.is_doubted = None, 0, False
-        self.slots.move(slot, CLOSING)
-        self.orders.append(Close(slot, reason))
+        if politely:
+            self.slots.move(slot, CLOSING)
+        else:
+            self._gone(slot)
+        self.orders.append(Close(slot, reason, politely))
 
     def _abort(self, slot: Slot, reason: Reason) -> None:
-        self._unlist(slot)
-        slot.shares, slot.load, slot.is_doubted = None, 0, False
-        self._gone(slot)
-        self.orders.append(Close(slot, reason, politely=False))
+        self._close(slot, reason, politely=False)
 
     def _gone(self, slot: Slot) -> None:
         self.slots.remove(slot)
@@ -644,18 +647,8 @@ class Core:
 
     def check(self) -> None:
         """Assert every invariant. Looks at every connection."""
-        for slot in self.slots:
-            assert (slot.connection is None) is (slot.state is OPENING), slot
-            assert slot.beside or slot.state is not READ_ON, slot
-            assert not slot.beside or slot.state in (LEASED, SHARED, READ_ON, CLOSING), slot
-            assert (slot.shares is not None) is (slot.state is SHARED), slot
-            assert (slot.load > 0 or slot.is_doubted) is (slot.state is SHARED), slot
-            assert slot.state is not IDLE or slot.doom is None, slot
-            for shares in (self._queries, self._feeds):
-                assert (slot in shares) is (slot.shares is shares and slot.takes_more), slot
-            assert slot.shares is not self._queries or (slot.load <= self._most and not slot.beside), slot
+        self.slots.check(self._queries, self._feeds)
         assert set(self._shelf.oldest_first()) == {slot for slot in self.slots if slot.state is IDLE}
-        connections = [slot.connection for slot in self.slots if slot.connection is not None]
-        assert len(connections) == len({id(connection) for connection in connections}), "a connection is in two slots"
-        for part in (self.slots, self._shelf, self._line, self._queries, self._feeds):
+        assert all(slot.load <= self._most for slot in self.slots if slot.shares is self._queries)
+        for part in (self._shelf, self._line, self._queries, self._feeds):
             part.check()

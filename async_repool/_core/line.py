@@ -1,6 +1,6 @@
 """The line: who waits, oldest first. It knows nothing of connections.
 
-A ticket is opaque, but says whether it is done. A caller that was cancelled is done before it leaves the line.
+A ticket is opaque, but says whether it is done. A cancelled caller is done before it leaves the line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Line:
         self.waiting = [0] * len(Need)
         """How many wait, by need. Cancelled callers count until they leave, or until :meth:`oldest` meets them."""
         self.total = 0
-        """How many wait. Every lease and query asks."""
+        """How many wait. Each lease and query asks, so an attribute."""
 
     def join(self, ticket: Ticket, need: Need) -> None:
         """Stand at the end."""
@@ -43,14 +43,19 @@ class Line:
         self.total -= 1
         return True
 
-    def oldest(self) -> tuple[Ticket, Need] | None:
-        """Who has waited longest and can still be served."""
-        while self._tickets:
-            ticket, need = next(iter(self._tickets.items()))
-            if not ticket.done():
-                return ticket, need
+    def oldest(self, but: Need | None = None) -> tuple[Ticket, Need] | None:
+        """The caller who has waited longest, can still be served, and has another need than ``but``."""
+        done = []
+        found = None
+        for ticket, need in self._tickets.items():
+            if ticket.done():
+                done.append(ticket)
+            elif need is not but:
+                found = ticket, need
+                break
+        for ticket in done:
             self.leave(ticket)
-        return None
+        return found
 
     def all_who_need(self, need: Need) -> list[Ticket]:
         """All who need this and can still be served, oldest first."""
@@ -63,14 +68,14 @@ class Line:
         return [ticket for ticket in self._tickets if not ticket.done()]
 
     def connections_needed(self, room: int, most: int) -> int:
-        """Connections that serve all: one for each lease, one for all feeds, and so many that no connection has more
-        than ``most`` of the queries for which there is no room.
+        """Connections that serve all: one for each lease, one for all feeds, and one for every ``most`` of the queries
+        that exceed ``room``.
         """
         leases, queries, feeds = self.waiting
         return leases + (feeds > 0) + -(-max(0, queries - room) // most)
 
     def not_served_by(self, connections: int, most: int) -> int:
-        """Who still waits if so many connections come, each of which carries ``most`` queries, or all feeds."""
+        """How many still wait if this many connections come. One serves a lease, ``most`` queries, or all feeds."""
         leases, queries, feeds = self.waiting
         left = connections - leases
         if feeds and left > 0:

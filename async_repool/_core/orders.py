@@ -1,5 +1,5 @@
 """The orders: what the core wants the shell to do. Each ``Open``, ``Prepare``, ``AwaitReaders`` and polite ``Close``
-ends in one fact; the others are done when they are carried out.
+ends in one fact. The others are done at once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ class Refusal(StrEnum):
     """Why a caller is not served."""
 
     TIMED_OUT = "timed out"
-    DEADLOCK = "deadlock"  # timed out, and every lease is held by a task that waits itself
+    DEADLOCK = "deadlock"  # timed out, and every lease is held by a task that itself waits for one
     UNREACHABLE = "unreachable"  # timed out, and no connection could be opened
-    HOPELESS = "hopeless"  # no connection can be opened, however long it waits
+    HOPELESS = "hopeless"  # waiting cannot help, as with a wrong password
     TOO_MANY = "too many waiters"
     LANE_FULL = "lane full"
     CLOSED = "closed"
@@ -31,7 +31,7 @@ class OutageStage(StrEnum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would make each hand-over slower
 class Serve:
     """Give this caller a use of the connection; :meth:`Core.release` ends it."""
 
@@ -74,8 +74,8 @@ class AwaitReaders:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the connection; ends in :meth:`Core.closed`. Or abort it now, with all that the shell does with it:
-    then it is gone already, and no fact follows.
+    """Close the connection; ends in :meth:`Core.closed`. Or abort it now, and cancel what the shell does with it: it is
+    gone already, and no fact follows.
     """
 
     slot: Slot
@@ -85,9 +85,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Report what happened to the outage. ``was_open``: it began with a connection that was lost as soon as it was
-    open.
-    """
+    """Report a stage of the outage. ``was_open``: it began because a connection was lost as soon as it was open."""
 
     stage: OutageStage
     was_open: bool = False

@@ -12,8 +12,8 @@ NOBODY: Final = sys.maxsize
 
 
 class Shares:
-    """Those that take more requests. The least loaded is found at once, however many there are; of equals, it is the
-    one that has had this load for longest.
+    """The shared connections that take more requests. The least loaded is found at once, however many there are; of
+    equals, it is the one that has had this load for longest.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Shares:
         return slot
 
     def fewer(self, slot: Slot) -> None:
-        """A request on this one has ended. With its last one it leaves the group."""
+        """A request on this one has ended. If it was the last, the connection leaves."""
         load = slot.load
         del self._by_load[load][slot]
         slot.load = load - 1
@@ -77,7 +77,7 @@ class Shares:
         return (slot for slots in self._by_load for slot in slots)
 
     def _find_least(self, from_load: int) -> None:
-        """After one with this load has left."""
+        """A connection with this load has left: find the smallest load again."""
         if from_load == self.least:
             loads = range(from_load, len(self._by_load))
             self.least = next((load for load in loads if self._by_load[load]), NOBODY)

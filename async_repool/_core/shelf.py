@@ -1,6 +1,6 @@
 """The shelf: the idle connections, in a queue that is last in, first out.
 
-So connections in use stay hot, and what lies at the bottom was not used for longest: it is the surplus.
+So a few connections do most of the work. The one at the bottom was unused for longest: it is closed first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .backoff import NEVER
 from .slots import Slot
 
 
-class LastInFirstOut(Protocol):
+class Stack(Protocol):
     """An ``asyncio.LifoQueue`` is one, and a ``queue.LifoQueue``."""
 
     def put_nowait(self, slot: Slot, /) -> None: ...
@@ -23,7 +23,7 @@ class LastInFirstOut(Protocol):
 class Shelf:
     """Sorted by ``used_at``, the latest on top."""
 
-    def __init__(self, queue: LastInFirstOut) -> None:
+    def __init__(self, queue: Stack) -> None:
         self._queue = queue
         self.take = queue.get_nowait
         """Take the one on top."""
@@ -34,7 +34,7 @@ class Shelf:
         return self._queue.qsize()
 
     def insert(self, slot: Slot) -> None:
-        """Put one in its place: it may have been used before others."""
+        """Put one in its place by ``used_at``."""
         later: list[Slot] = []
         while len(self):
             other = self.take()
@@ -50,15 +50,19 @@ class Shelf:
         for slot in reversed([slot for slot in [self.take() for _ in range(len(self))] if slot not in slots]):
             self.put(slot)
 
+    def take_all(self) -> list[Slot]:
+        """Take all out, the one that was not used for longest first."""
+        return [self.take() for _ in range(len(self))][::-1]
+
     def oldest_first(self) -> list[Slot]:
         """All, the one that was not used for longest first. They stay."""
-        slots = [self.take() for _ in range(len(self))][::-1]
+        slots = self.take_all()
         for slot in slots:
             self.put(slot)
         return slots
 
     def take_surplus(self, surplus: int, now: float, max_idle: float) -> tuple[list[Slot], float]:
-        """Take out those that were not used for ``max_idle`` seconds, at most ``surplus``; and when to ask again."""
+        """Take out up to ``surplus`` that were unused for ``max_idle`` seconds. Also returns when to ask again."""
         oldest = self.oldest_first()[: max(0, surplus)]
         due = [slot for slot in oldest if slot.used_at + max_idle <= now]
         self.remove(due)
@@ -66,7 +70,7 @@ class Shelf:
         return due, min(now + max_idle, left[0].used_at + max_idle if left else NEVER)
 
     def take_silent(self, now: float, interval: float) -> tuple[list[Slot], float]:
-        """Take out those that were silent for ``interval`` seconds; and when to ask again."""
+        """Take out those that were silent for ``interval`` seconds. Also returns when to ask again."""
         silent_at = {slot: max(slot.used_at, slot.heard_at) + interval for slot in self.oldest_first()}
         due = [slot for slot, at in silent_at.items() if at <= now]
         self.remove(due)

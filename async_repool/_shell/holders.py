@@ -18,8 +18,8 @@ MOST_NAMED: Final = 10
 
 
 Place: TypeAlias = tuple[CodeType, int, traceback.StackSummary | None]
-"""Where a lease is asked for: code and instruction, from which the line is found when it is reported, and the stack if
-that is to be kept. Not the frame: it would keep alive what it refers to.
+"""Where a lease is asked for: code and instruction, which give the line when it is reported, and the stack if ``debug``
+is set. Not the frame: it would keep alive what it refers to.
 """
 
 
@@ -27,7 +27,7 @@ def _own_task() -> None: ...
 
 
 OWN_TASK: Final[Place] = (_own_task.__code__, 0, None)
-"""The place of a lease that a task of its own acquired, such as one of ``gather()``: nobody else's code is in it."""
+"""The place of an ``acquire()`` that is a task by itself, as in ``gather()``: no code of the user awaits it there."""
 
 _AWAITS: Final = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
 
@@ -37,59 +37,52 @@ def is_awaiting(frame: FrameType) -> bool:
     return bool(frame.f_code.co_flags & _AWAITS)
 
 
-def place(caller: FrameType) -> Place:
-    """Where ``caller`` is now."""
-    return caller.f_code, caller.f_lasti, None
-
-
-def place_and_stack(caller: FrameType) -> Place:
-    """The same, with its stack."""
+def with_stack(caller: FrameType) -> Place:
+    """Where ``caller`` is now, with its stack."""
     return caller.f_code, caller.f_lasti, traceback.extract_stack(caller)
 
 
 class Holder:
-    """Who holds one lease. Made once for each connection and written anew at each lease, since every acquire pays for
-    it. Holds the task weakly: it would keep it alive.
+    """Who holds one lease. Made once for each connection and overwritten at each lease, because every acquire pays for
+    it. Holds the task weakly, so as not to keep it alive.
     """
 
-    __slots__ = ("_code", "_instruction", "_stack", "_task", "is_dropped", "reported_since", "since")
+    __slots__ = ("is_dropped", "place", "reported_since", "since", "task_ref")
 
     def __init__(self) -> None:
-        self._task: ref[Any] | None = None
-        self._code: CodeType | None = None
-        self._instruction = 0
-        self._stack: traceback.StackSummary | None = None
+        self.task_ref: ref[Any] | None = None
+        self.place: Place | None = None  # None if the task has not come back to it yet
         self.since = 0.0  # when the lease began
-        self.is_dropped = False  # the lease was collected without release, and is not taken back yet
+        self.is_dropped = False  # collected without release, and not taken back yet
         self.reported_since = -1.0  # `since` of the lease that was reported as held for long
 
     def hand_over(self, now: float) -> None:
         """The lease is for a task that was woken, but has not run yet: until it begins, nobody holds it."""
-        self._task = self._code = None
+        self.task_ref = self.place = None
         self.since = now
         self.is_dropped = False
 
     def begin(self, task: Any, now: float, place: Place) -> None:
         """A lease of this task begins, asked for at this place."""
-        self._task = None if task is None else ref(task)
+        self.task_ref = None if task is None else ref(task)
         self.since = now
-        self._code, self._instruction, self._stack = place
+        self.place = place
         self.is_dropped = False
 
     @property
     def task(self) -> Any:
         """The task that acquired; None if it is gone, or was none."""
-        return None if self._task is None else self._task()
+        return None if self.task_ref is None else self.task_ref()
 
     @property
     def where(self) -> str:
         """``at file:line in function`` of the acquire."""
-        code = self._code
-        if code is None:
+        if self.place is None:
             return "at a place that it has not come back to yet"
+        code, instruction, _ = self.place
         if code is OWN_TASK[0]:
             return "by a task of its own, as of wait_for() or gather()"
-        lines = (line for start, end, line in code.co_lines() if start <= self._instruction < end and line is not None)
+        lines = (line for start, end, line in code.co_lines() if start <= instruction < end and line is not None)
         return f"at {code.co_filename}:{next(lines, code.co_firstlineno)} in {code.co_name}"
 
     def describe(self, now: float) -> str:
@@ -97,7 +90,8 @@ class Holder:
         task = self.task
         name = "a task that is gone" if task is None else task.get_name()
         line = f"{name}, for {now - self.since:.1f} s, acquired {self.where}"
-        return line if self._stack is None else f"{line}\n{''.join(self._stack.format())}".rstrip()
+        stack = None if self.place is None else self.place[2]
+        return line if stack is None else f"{line}\n{''.join(stack.format())}".rstrip()
 
     def stack_now(self) -> str:
         """Where its task is now, innermost call last."""
@@ -116,32 +110,24 @@ def _awaited(task: Any) -> Iterator[FrameType]:
         awaited = awaited.cr_await
 
 
-class WaitingTasks:
-    """The tasks that wait for a lease."""
-
-    def __init__(self) -> None:
-        self._times: dict[Any, int] = {}
+class WaitingTasks(dict[Any, int]):
+    """The tasks that wait for a lease, and how often each does."""
 
     def add(self, task: Any) -> None:
         """A task waits."""
-        self._times[task] = self._times.get(task, 0) + 1
+        self[task] = self.get(task, 0) + 1
 
     def remove(self, task: Any) -> None:
         """It waits no more, whatever the reason."""
-        if self._times[task] == 1:
-            del self._times[task]
-        else:
-            self._times[task] -= 1
-
-    def __contains__(self, task: object) -> bool:
-        return task in self._times
+        if (times := self.pop(task)) > 1:
+            self[task] = times - 1
 
 
 def is_deadlock(holders: Iterable[Holder], waiting: WaitingTasks) -> bool:
     """Whether there are leases, and each is held by a task that itself waits for one.
 
-    Ask if nothing is left but what is leased. A lease that was handed to another task counts for the task
-    that acquired it, so this may be true though all is well.
+    Ask only if every connection is leased. A lease that one task passed to another counts for the one that acquired it,
+    so this may be true without a deadlock.
     """
     is_held = False
     for holder in holders:
@@ -152,7 +138,7 @@ def is_deadlock(holders: Iterable[Holder], waiting: WaitingTasks) -> bool:
 
 
 def describe(holders: Iterable[Holder], now: float) -> str:
-    """Who holds the leases, the eldest first, each on a line of its own; empty where nobody does."""
+    """Who holds the leases, the eldest first, each on a line of its own; empty if nobody does."""
     eldest = sorted(holders, key=lambda holder: holder.since)
     lines = [holder.describe(now) for holder in eldest[:MOST_NAMED]]
     if len(eldest) > MOST_NAMED:
@@ -169,7 +155,7 @@ def leaks(holders: Iterable[Holder], now: float, threshold: float) -> Iterator[H
 
 
 def next_leak(holders: Iterable[Holder], threshold: float) -> float:
-    """When there may be more of them."""
+    """When the next of them may be due."""
     return min(
         (holder.since + threshold for holder in holders if holder.reported_since != holder.since), default=float("inf")
     )

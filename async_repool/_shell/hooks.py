@@ -1,17 +1,18 @@
-"""What the pool does with one connection, as coroutines with a limit in time: open and configure it, check or reset it,
-wait for its readers, close it. They know neither the core nor the pool.
+"""What the pool does with one connection, as coroutines with a timeout: open and configure it, check or reset it, wait
+for its readers, close it. They know neither the core nor the pool.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Final
 
 from ..config import Hook
 from ..connectors import Connector, StreamingConnector
 
 PATIENCE_SECONDS: Final = 0.1
-"""How long after its time an opening is cancelled. A connector that keeps the time itself says what took so long."""
+"""How long after its timeout an opening is cancelled. A connector with a timeout of its own can say what was slow."""
 
 CANCEL_SECONDS: Final = 1.0
 """How long a hook may take to end after it was cancelled. Then its connection is aborted, and nobody waits for it."""
@@ -43,7 +44,7 @@ async def call(hook: Hook, connector: Connector, connection: Any, timeout: float
         await asyncio.wait([work], timeout=timeout)
         if work.done():
             error = None if work.cancelled() else work.exception()
-            if error is not None and not isinstance(error, Exception):  # it has left the event loop already
+            if error is not None and not isinstance(error, Exception):  # the event loop has raised it already
                 raise RuntimeError(f"the hook raised {error!r}")
             work.result()
             return
@@ -52,7 +53,7 @@ async def call(hook: Hook, connector: Connector, connection: Any, timeout: float
             work.cancel()
             await asyncio.wait([work], timeout=CANCEL_SECONDS)
             if not work.done():
-                connector.abort(connection)  # whatever the hook still awaits on it fails now
+                connector.abort(connection)  # what the hook still awaits on it fails now
     raise TimeoutError
 
 
@@ -63,14 +64,12 @@ def _retrieve(work: asyncio.Future[Any]) -> None:
 
 async def await_readers(connector: StreamingConnector, connection: Any, grace: float | None) -> None:
     """Wait until nobody reads from the connection, for up to ``grace`` seconds."""
-    try:
+    with contextlib.suppress(TimeoutError):  # the readers see that the connection is closed
         async with asyncio.timeout(grace):
             await connector.wait_streams(connection)
-    except TimeoutError:
-        pass  # the readers see that the connection is closed
 
 
 async def close_connection(connector: Connector, connection: Any, timeout: float) -> None:
-    """Close politely, for up to ``timeout`` seconds."""
+    """Close politely, for up to ``timeout`` seconds, then raise ``TimeoutError``."""
     async with asyncio.timeout(timeout):
         await connector.close(connection)

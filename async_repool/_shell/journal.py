@@ -1,4 +1,4 @@
-"""The journal of a pool: the one place that counts what happened, logs it, and tells the observer."""
+"""The journal of a pool: the one place that counts events, logs them, and gives them to the observer."""
 
 from __future__ import annotations
 
@@ -32,15 +32,18 @@ class Journal:
         self.totals = Totals()
         self.closed_by_reason: Counter[str] = Counter()
         self.last_failure: BaseException | None = None
-        """Why a connection could not be opened, or failed its check or reset."""
+        """Why a connection last failed to open, or failed its check or reset."""
         self._connector = connector
-        self._has_complained = False  # of the observer
+        self._has_complained = False  # that the observer raised
 
     @property
     def endpoint(self) -> str:
         """Where connections go now."""
-        endpoint: str = self._connector.endpoint
-        return endpoint
+        try:
+            return str(self._connector.endpoint)
+        except Exception:
+            log.exception("%s: endpoint of the connector raised", self.name)
+            return "a server without a name"
 
     def stats(self, config: PoolConfig, census: Census | None) -> PoolStats:
         """What was counted, and how the pool is now. ``census`` is None if it was never open."""
@@ -58,31 +61,34 @@ class Journal:
         )
 
     def served(self, need: int, number: int, waited_seconds: float) -> None:
-        """A caller has a lease, or a place for a query or feed. Apart from :meth:`tell`, for each lease counts here."""
+        """A caller has a lease, or a place for a query or feed. No event is made without an observer: saves time."""
         if need == 0:
             self.totals.acquired_total += 1
         if self.observer is not None:
             self.tell(events.CallerServed(self.name, NEEDS[need], waited_seconds, number))
 
-    def waited(self, seconds: float) -> None:
-        """A caller had to wait in line, whatever came of it."""
-        self.totals.waited_total += 1
-        self.totals.waited_seconds_total += seconds
+    def gone(self, need: int, waited_seconds: float) -> None:
+        """A caller was cancelled while it waited. As above: thousands may leave at once."""
+        self.totals.cancelled_total += 1
+        if self.observer is not None:
+            self.tell(events.CallerGone(self.name, NEEDS[need], waited_seconds))
 
     def query_done(self, number: int, seconds: float, error: BaseException | None = None) -> None:
-        """The server has answered."""
+        """A query was answered, or has failed on a connection that still lives."""
         self.totals.queries_done_total += 1
         if self.observer is not None:
             self.tell(events.QueryDone(self.name, number, seconds, error))
 
     def tell(self, event: events.Event) -> None:
-        """Something has happened."""
+        """Count and log an event, and give it to the observer."""
         self._count(event)
         self._log(event)
         if self.observer is not None:
             try:
                 self.observer(event)
-            except Exception:
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | SystemExit):
+                    raise
                 if not self._has_complained:
                     self._has_complained = True
                     log.exception("%s: the observer raised, which is logged once; given %r", self.name, event)
@@ -94,8 +100,6 @@ class Journal:
                 totals.timeouts_total += 1
             case events.CallerRefused(reason="too many waiters"):
                 totals.refused_total += 1
-            case events.CallerGone():
-                totals.cancelled_total += 1
             case events.QueryStopped():
                 totals.queries_stopped_total += 1
             case events.QueryLost():

@@ -1,9 +1,10 @@
-"""The text of every error and warning of the pool, from plain values. What is decided stands elsewhere."""
+"""The text of every error and warning of the pool, from plain values. Nothing is decided here."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+from ..config import PoolConfig
 from ..errors import ConnectFailed
 
 CALLS: Final = ("acquire()", "a query", "changes()")
@@ -11,17 +12,17 @@ CALLS: Final = ("acquire()", "a query", "changes()")
 
 
 def describe(error: BaseException | None) -> str:
-    """One line about an error. A bare ``TimeoutError`` has no text of its own."""
+    """An error as text: its class too, because a bare ``TimeoutError`` has no text."""
     if error is None:
         return "none"
     text = str(error)
-    if text and isinstance(error, ConnectFailed):  # of the connector, which says more than its cause
+    if text and isinstance(error, ConnectFailed):  # the connector's text says more than its class
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def first_line(error: BaseException | None) -> str:
-    """The same, without what follows in an error of the driver: the query, which may hold a user's data."""
+    """Its first line. In an error of the driver the query follows, which may hold a user's data."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0].removesuffix(' in:')}"
 
 
@@ -54,42 +55,41 @@ def status(census: Any) -> str:
 # ---- callers that are not served
 
 
-def asked(need: int, endpoint: str, seconds: float) -> str:
-    """What a caller asked for, and for how long it waited."""
+def refusal(
+    why: str,
+    need: int,
+    waited: float,
+    endpoint: str,
+    census: Any,
+    config: PoolConfig,
+    held: str,
+    failure: BaseException | None,
+) -> str:
+    """Why a caller is not served. ``held`` names the holders of the leases."""
+    counts = situation(census)
     what = "a query was never sent, no connection" if CALLS[need] == "a query" else "no connection"
-    return f"{what} to {endpoint} after waiting {seconds:.1f} s"
-
-
-def timed_out(what: str, census: Any, held: str, failure: BaseException | None, *, is_deadlock: bool) -> str:
-    """No connection became free in time. ``held`` names the holders."""
+    asked = f"{what} to {endpoint} after waiting {waited:.1f} s"
+    match why:
+        case "closed":
+            return "the pool was closed while this caller waited for a connection"
+        case "lane full":
+            limit = config.feed_limit
+            return f"max_feed_connections={limit} connections serve feeds; end one, or raise max_feed_connections"
+        case "too many waiters":
+            limit = config.max_waiting
+            return f"{CALLS[need]} was refused, max_waiting={limit} callers wait already ({counts})"
+        case "unreachable" | "hopeless":
+            return f"{asked}, the last attempt failed: {describe(failure)} ({counts})"
+    if why == "deadlock" and config.debug:
+        return deadlock(census.leased, held)
     advice = "Release leases sooner, or raise pool_size"
     if census.shared:
         advice = "Let leases and queries take less time, or raise pool_size or max_in_flight"
     if census.opening or census.preparing:
         advice = f"Connections were being opened or checked; the last failure: {describe(failure)}"
-    if is_deadlock:
+    if why == "deadlock":
         advice = "It is a deadlock: each is held by a task that itself waits for one"
-    return f"{what} ({situation(census)}). {advice}.{held and ' Leased to:'}{held}"
-
-
-def unreachable(what: str, census: Any, failure: BaseException | None) -> str:
-    """No connection could be opened."""
-    return f"{what}, the last attempt failed: {describe(failure)} ({situation(census)})"
-
-
-def too_many(need: int, max_waiting: int, census: Any) -> str:
-    """``max_waiting`` callers wait already."""
-    return f"{CALLS[need]} was refused, max_waiting={max_waiting} callers wait already ({situation(census)})"
-
-
-def lane_full(limit: int) -> str:
-    """No place is left in the feed lane."""
-    return f"max_feed_connections={limit} connections serve feeds; end one, or raise max_feed_connections"
-
-
-def closed_meanwhile() -> str:
-    """The pool was closed under a caller in line."""
-    return "the pool was closed while this caller waited for a connection"
+    return f"{asked} ({counts}). {advice}.{held and ' Leased to:'}{held}"
 
 
 def deadlock(leased: int, held: str) -> str:
@@ -103,19 +103,20 @@ def deadlock(leased: int, held: str) -> str:
 # ---- queries
 
 
-def never_sent(attempts: int, endpoint: str, error: BaseException) -> str:
-    """Each connection that was tried had ended."""
+def never_sent(what: str, attempts: int, endpoint: str, error: BaseException) -> str:
+    """Each connection ended before the query was sent."""
     return (
-        f"a query was never sent: {attempts} connections to {endpoint} in turn ended before it could be. "
-        f"The last one: {error}"
+        f"{what} was never sent: {attempts} connections to {endpoint} ended before that, one after another. "
+        f"The last error: {error}"
     )
 
 
-def lost(error: BaseException) -> str:
+def lost(error: BaseException, *, was_retried: bool) -> str:
     """The answer of a query will not come."""
+    advice = "A retry failed too" if was_retried else "Repeat it if that does no harm; retry=True does so"
     return (
-        "the connection ended before a query was answered, which may have been done or not: "
-        f"{str(error).rstrip('.')}. Repeat it if that does no harm; retry=True does so"
+        "the connection ended before a query was answered; the query may have been done or not: "
+        f"{str(error).rstrip('.')}. {advice}"
     )
 
 
@@ -177,7 +178,7 @@ def in_use(leases: int, queries: int) -> str:
 
 
 def cannot_share(call: str, connector: object) -> str:
-    """The connector runs no queries."""
+    """The connector cannot run queries."""
     return (
         f"{call} needs a connector that runs queries, a QueryConnector; {connector!r} is none. Use acquire() or "
         "connect()"
@@ -185,7 +186,7 @@ def cannot_share(call: str, connector: object) -> str:
 
 
 def outage_lasts(endpoint: str, seconds: float | None, failure: BaseException | None) -> str:
-    """No connection could be opened for so long."""
+    """No connection could be opened for this long."""
     return f"no connection to {endpoint} for {seconds:g} s: {describe(failure)}"
 
 
@@ -193,10 +194,10 @@ def outage_lasts(endpoint: str, seconds: float | None, failure: BaseException | 
 
 
 def no_lease(call: str, value: object) -> str:
-    """What was given back is none."""
+    """What was released is no lease."""
     return f"{call} takes a lease that this pool's acquire() gave, not {value!r}"
 
 
 def of_another_pool(name: str) -> str:
-    """It was given to the wrong pool."""
+    """A lease was released to the wrong pool."""
     return f"release() was given a lease of pool {name!r}; release it there"

@@ -2,10 +2,9 @@
 
 - A query that was never sent is sent elsewhere, at once, up to MOST_ATTEMPTS times.
 - A query that was sent is repeated only if the caller said ``retry=True``.
-- A feed that was open before is opened again for as long as it takes, after growing pauses, unless the server refuses
-  it for good.
+- A feed that was open before is opened again, after growing pauses, until it is open or the server refuses it for good.
 
-How a connection is found is the core's affair, and what a reader sees is in ``feeds.py``.
+The core finds the connection. What a reader sees is in ``feeds.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from random import random
 from typing import Any, Final, Literal, TypeAlias
@@ -44,13 +44,13 @@ FindRuntime: TypeAlias = Callable[[str], Runtime]
 async def run(
     runtime: Runtime, send: Send, query: Any, timeout: float | None, retry: bool, options: dict[str, Any]
 ) -> tuple[Any, int, float]:
-    """Send a query. Returns its value, the number of its connection, and when it was sent: the caller counts it.
+    """Send a query. Returns its value, the number of its connection, and when it was sent, for the caller to count it.
 
-    ``timeout`` is seconds for all of it, waiting in line and every attempt. A query that fails is counted here.
+    ``timeout`` is in seconds, and covers the wait in line and every attempt. A query that fails is counted here.
     """
     journal, time = runtime.journal, runtime.time
     deadline = None if timeout is None else time() + timeout
-    lost: ConnectionLost | None = None  # how it was lost when it was last sent
+    lost: ConnectionLost | None = None  # the error of the last attempt that was sent
     number, began = 0, 0.0
     for attempt in count(1):
         try:
@@ -59,7 +59,7 @@ async def run(
             if lost is None:
                 raise
             journal.tell(events.QueryLost(runtime.name, number, time() - began, lost))
-            raise _lost(runtime, lost) from error  # it is not sent again, but it was sent
+            raise _lost(runtime, lost, retry) from error  # an earlier attempt was sent
         number, began = slot.number, time()
         try:
             if deadline is None:
@@ -72,10 +72,10 @@ async def run(
             if attempt < MOST_ATTEMPTS and (retry or isinstance(error, NotSent)):
                 continue
             if lost is None:
-                text = messages.never_sent(attempt, journal.endpoint, error)
+                text = messages.never_sent("a query", attempt, journal.endpoint, error)
                 raise ConnectFailed(f"{runtime.name}: {text}") from error
             journal.tell(events.QueryLost(runtime.name, number, time() - began, lost))
-            raise _lost(runtime, lost) from (error.__cause__ if error is lost else error)
+            raise _lost(runtime, lost, retry) from (error.__cause__ if error is lost else error)
         except asyncio.CancelledError:
             journal.tell(events.QueryStopped(runtime.name, number, time() - began, None))
             raise
@@ -116,8 +116,13 @@ class StreamSource:
         stream, self._number, self._began = await run(runtime, self._connector.open_stream, *self._arguments)
         return stream
 
+    def dropped(self) -> None:
+        """It was collected before its end. Called in any thread."""
+        if not (self._runtime.is_inherited or self._runtime.loop.is_closed()):
+            self._runtime.loop.call_soon_threadsafe(partial(self.left, was_cut=True, lost=None))
+
     def left(self, *, was_cut: bool, lost: ConnectionLost | None) -> None:
-        """It is not read any more. ``was_cut`` if it was stopped before its end."""
+        """Its reader has left it. ``was_cut``: it was stopped before its end."""
         journal, seconds = self._runtime.journal, self._runtime.time() - self._began
         if lost is not None:
             journal.tell(events.QueryLost(self._runtime.name, self._number, seconds, lost))
@@ -142,13 +147,12 @@ class OpenFeed:
 
     def leave_soon(self) -> None:
         """The same, from any thread."""
-        loop = self.runtime.loop
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self.leave)
+        if not (self.runtime.is_inherited or self.runtime.loop.is_closed()):
+            self.runtime.loop.call_soon_threadsafe(self.leave)
 
 
 class FeedOpener:
-    """Opens one feed, and opens it again when it broke. Holds the only back-off that the feed has."""
+    """Opens one feed, and opens it again after it broke. Holds the feed's back-off."""
 
     def __init__(
         self,
@@ -168,34 +172,34 @@ class FeedOpener:
         self._backoff = Backoff(random)
 
     def find_runtime(self) -> Runtime:
-        """Of the pool as it is now. Raises if it is not open."""
+        """The runtime of the pool now. Raises if the pool is not open."""
         return self._find_runtime("changes()")
 
     def broke(self, feed: OpenFeed, error: Exception) -> bool:
-        """An open feed has ended with this error. Whether it is to be opened again."""
+        """An open feed has ended with this error. Returns whether to open it again."""
         if not self._survives or not (isinstance(error, ConnectionLost) or self._connector.is_transient(error)):
             return False
         now = feed.runtime.time()
         if now - feed.opened_at > LONGEST_DELAY:
-            self._backoff.reset()  # it was well in between
+            self._backoff.reset()  # the server was well in between
         self._backoff.failed(now)
         return True
 
     async def open(self) -> OpenFeed:
-        """Open it for the first time. It may take ``timeout`` seconds after there is a connection for it."""
+        """Open it for the first time. It may take ``timeout`` seconds once it has a connection."""
         for attempt in count(1):
             runtime = self.find_runtime()
             try:
                 return await self._open_once(runtime)
             except NotSent as error:
                 if attempt >= MOST_ATTEMPTS:
-                    text = messages.never_sent(attempt, runtime.journal.endpoint, error)
+                    text = messages.never_sent("a feed", attempt, runtime.journal.endpoint, error)
                     raise ConnectFailed(f"{runtime.name}: {text}") from error
         raise AssertionError  # the loop has no other end
 
     async def open_again(self, report: Callable[[Exception], None]) -> OpenFeed:
-        """Open it again, however often and long that takes; ``report`` is given each failure. Raises what will not get
-        better by itself.
+        """Try to open it until it is open. ``report`` is called with each failure. Raises the first error that does not
+        pass by itself.
         """
         while True:
             runtime = self.find_runtime()
@@ -243,5 +247,5 @@ def _time_to_wait(runtime: Runtime, deadline: float | None) -> float | None:
     return left if longest is None else min(left, longest)
 
 
-def _lost(runtime: Runtime, error: ConnectionLost) -> ConnectionLost:
-    return ConnectionLost(f"{runtime.name}: {messages.lost(error)}")
+def _lost(runtime: Runtime, error: ConnectionLost, was_retried: bool) -> ConnectionLost:
+    return ConnectionLost(f"{runtime.name}: {messages.lost(error, was_retried=was_retried)}")

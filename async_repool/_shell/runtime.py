@@ -1,14 +1,15 @@
 """The runtime: one opening of a pool in one event loop, until its end.
 
-It tells the core what callers do, and carries out what the core orders: here are the one timer, the real clock and
-those who wait, and no rule of the pool. What is done with connections is the worker's. It knows nothing of the face.
+It reports to the core what callers do, and carries out its orders. Here are the clock, the timers and the callers that
+wait, and no rule of the pool. What is done with connections is in the worker. The face is not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
 from asyncio import current_task, get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
 from dataclasses import replace
 from enum import StrEnum
 from random import random
@@ -21,7 +22,7 @@ from .._core.backoff import NEVER
 from .._core.census import Census
 from .._core.core import Core
 from .._core.orders import Order, OutageStage, Refusal, Refuse, Report, Serve
-from .._core.slots import CLOSING, GONE, LEASE, LEASED, PREPARING, QUERY, READ_ON, SHARED, Need, Slot
+from .._core.slots import CLOSING, FEED, GONE, LEASE, LEASED, OPENING, QUERY, Need, Reason, Slot
 from ..config import PoolConfig
 from ..connectors import Connector
 from ..errors import (
@@ -33,9 +34,10 @@ from ..errors import (
     PoolTimeout,
     TooManyWaiters,
 )
-from ..lease import Lease, end_lease
+from ..lease import Lease, end_lease, is_live, slot_of
 from ..stats import CloseReport
 from . import holders, messages
+from .idle import IdleQueue
 from .journal import NEEDS, Journal, log
 from .worker import Worker
 
@@ -49,10 +51,21 @@ class Phase(StrEnum):
     CLOSED = "closed"
 
 
-OPEN: Final = Phase.OPEN
+OPEN: Final = Phase.OPEN  # reading a member from its class takes longer than the rest of a check
+ENDING: Final = Phase.CLOSING
 
-IN_USE: Final = frozenset({PREPARING, LEASED, SHARED, READ_ON})
-"""The states of connections that closing waits for."""
+ERRORS: Final[dict[Refusal, type[PoolException]]] = {
+    Refusal.TIMED_OUT: PoolTimeout,
+    Refusal.DEADLOCK: PoolTimeout,  # PoolDeadlock with debug=True
+    Refusal.UNREACHABLE: ConnectFailed,
+    Refusal.HOPELESS: ConnectFailed,
+    Refusal.TOO_MANY: TooManyWaiters,
+    Refusal.LANE_FULL: FeedLaneFull,
+    Refusal.CLOSED: PoolClosed,
+}
+
+_calling_back: ContextVar[object] = ContextVar("_calling_back", default=None)
+"""The runtime whose on_reconnect_failed runs here, also in tasks that the callback starts."""
 
 
 class Feed(Protocol):
@@ -63,32 +76,35 @@ class Feed(Protocol):
 
 
 class Runtime:
-    """One opening of a pool. ``pool`` gives the face, if it still lives: for the callback of outages."""
+    """One opening of a pool. ``pool`` refers to the face, which ``on_reconnect_failed`` is called with."""
 
     def __init__(self, config: PoolConfig, connector: Connector, journal: Journal, pool: ref[Any]) -> None:
         self.loop = get_running_loop()
-        self.open_loop: asyncio.AbstractEventLoop | None = None  # the same, while callers are served
+        self.open_loop: asyncio.AbstractEventLoop | None = None  # the same; None unless callers are served
         self.phase = Phase.OPENING
         self.was_open = False
         self.is_inherited = False  # over a fork
-        self.feeds: WeakSet[Feed] = WeakSet()  # that are to end with the pool
+        self.feeds: WeakSet[Feed] = WeakSet()  # these end with the pool
         self.pool = pool
         self.journal = journal
         self.config = config
+        self._totals, self._has_observer = journal.totals, journal.observer is not None
         self._lease_type: type[Lease] = getattr(connector, "lease_type", Lease)
-        # What loop.time() calls, unless the loop has a clock of its own: every acquire asks twice.
+        # Every acquire asks twice, so call what asyncio's loop.time() calls, unless the loop has a clock of its own.
         self.time = monotonic if type(self.loop).time is asyncio.BaseEventLoop.time else self.loop.time
         self.worker = Worker(self.loop, self.time, config, connector, journal, self._obey)
-        is_open, has_streams = self.worker.is_open, self.worker.has_streams
-        self.core = Core(config, random, asyncio.LifoQueue(), is_open=is_open, has_streams=has_streams)
+        # Each lease asks twice whether a connection is open; see never_raises().
+        is_open = connector.is_open if hasattr(connector.is_open, "never_raises") else self.worker.is_open
+        has_streams = self.worker.has_streams
+        self.core = Core(config, random, IdleQueue(), is_open=is_open, has_streams=has_streams)
         self.worker.core = self.core
         self._callbacks: set[asyncio.Task[Any]] = set()  # of on_reconnect_failed
-        self._watchers: list[asyncio.Future[None]] = []  # of those who wait for a change of connections
+        self._watchers: list[asyncio.Future[None]] = []  # of _until()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._leak_at = NEVER  # when to look for leases that are held for too long
         self._waiting = holders.WaitingTasks()
-        self._deadlock_logged_at = -1  # leases that had been acquired by then: one more, and it is over
+        self._deadlock_logged_at = -1  # acquired_total at that time; if it has grown, that deadlock is over
         self._outage_since = 0.0
         self._closing_since = 0.0
         self.report = CloseReport()  # of its closing
@@ -101,7 +117,7 @@ class Runtime:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing here has to be ended any more."""
+        """Whether it is closed, or belongs to the parent of a fork."""
         return self.phase is Phase.CLOSED or self.is_inherited
 
     # ---- opening
@@ -131,121 +147,131 @@ class Runtime:
 
     # ---- callers
 
-    def lease_nowait(self, place: holders.Place) -> Slot | None:
+    def lease_nowait(self, place: holders.Place) -> Lease | None:
         """A lease, if a connection is at hand and nobody waits. None: wait for it."""
         now = self.time()
         slot = self.core.take(LEASE, now)
-        if slot is not None:
-            slot.holder.begin(current_task(self.loop), now, place)
-            self.journal.served(LEASE, slot.number, 0.0)
-        return slot
+        if slot is None:
+            return None
+        try:
+            holder = slot.holder  # as Holder.begin(), without a call for each lease
+            holder.task_ref = None if (task := current_task(self.loop)) is None else ref(task)
+            holder.since, holder.place, holder.is_dropped = now, place, False
+            if self._has_observer:
+                self.journal.served(LEASE, slot.number, 0.0)
+            else:
+                self._totals.acquired_total += 1  # as served(), without a call for each lease
+            return self._lease_type(self, slot, slot.connection)
+        except BaseException:
+            self.give_back(slot)
+            raise
 
-    async def wait_for_lease(self, timeout: float | None, place: holders.Place) -> Slot:
-        """A lease, after waiting in line for up to ``timeout`` seconds."""
-        slot = await self.wait(LEASE, timeout)
-        slot.holder.begin(current_task(self.loop), self.time(), place)
-        return slot
+    def wait_for_slot(self, timeout: float | None) -> Coroutine[Any, Any, Slot]:
+        """Wait in line, for up to ``timeout`` seconds, for what :meth:`make_lease` makes a lease of.
 
-    async def lease_for_feed(self, timeout: float | None, place: holders.Place) -> Slot:
+        Not a coroutine function: each caller in line would have one more coroutine.
+        """
+        return self.wait(LEASE, timeout)
+
+    def make_lease(self, slot: Slot, place: holders.Place) -> Lease:
+        """The lease of a slot that was waited for."""
+        try:
+            slot.holder.begin(current_task(self.loop), self.time(), place)
+            return self._lease_type(self, slot, slot.connection)
+        except BaseException:
+            self.give_back(slot)
+            raise
+
+    async def lease_for_feed(self, timeout: float | None, place: holders.Place) -> Lease:
         """A lease whose connection is in the feed lane."""
         if not self.core.has_lane():
-            raise self._lane_full()
-        slot = self.lease_nowait(place) or await self.wait_for_lease(timeout, place)
+            raise self._refusal(Refusal.LANE_FULL, FEED, 0.0)
+        lease = self.lease_nowait(place)
+        if lease is None:
+            lease = self.make_lease(await self.wait_for_slot(timeout), place)
+        slot = slot_of(lease)
         is_aside = self.phase is OPEN and self.step_aside(slot)
         if not is_aside:  # the pool was closed, or another feed was quicker, while this caller waited
+            end_lease(lease, "connect()")
             self.give_back(slot)
-            raise self._closed_meanwhile() if self.phase is not OPEN else self._lane_full()
-        return slot
-
-    def make_lease(self, slot: Slot) -> Lease:
-        """What the user gets."""
-        return self._lease_type(self, slot, slot.connection)
+            raise self._refusal(Refusal.LANE_FULL if self.phase is OPEN else Refusal.CLOSED, FEED, 0.0)
+        return lease
 
     def query_nowait(self) -> Slot | None:
         """A place for a query, if one is at hand and nobody waits. None: wait for it."""
         slot = self.core.take(QUERY, self.time())
-        if slot is not None:
+        if slot is not None and self._has_observer:  # nothing is counted here
             self.journal.served(QUERY, slot.number, 0.0)
         return slot
 
     async def wait(self, need: Need, timeout: float | None) -> Slot:
         """Wait in line, for up to ``timeout`` seconds, for what serves this need.
 
-        If cancelled, leaves the line; what it was given at that very moment goes to the next caller.
+        If cancelled, leaves the line. What it was given at that very moment goes to the next caller.
         """
         core, began = self.core, self.time()
-        ticket: asyncio.Future[Serve | Refuse] = self.loop.create_future()
-        core.join(need, ticket, began)
-        self._obey()
+        ticket: asyncio.Future[Slot | Refusal] = self.loop.create_future()
         timer: asyncio.TimerHandle | None = None
-        task = current_task(self.loop)
-        has_to_wait = not ticket.done()
-        if has_to_wait:
-            # Not asyncio.timeout(), which costs three times as much. The timer does not cancel the task, it takes the
-            # ticket out of the line, so there is nothing to win at the last moment.
-            if timeout is not None:
-                timer = self.loop.call_at(began + timeout, self._time_is_up, ticket)
-            self._waiting.add(task)
-            if core.is_leased_out:
-                self._look_for_deadlock(ticket)
+        task: asyncio.Task[Any] | None = None
         try:
+            core.join(need, ticket, began)
+            if core.orders or core.wake_at < self._timer_at:  # else there is nothing to obey
+                self._obey()
+            if not ticket.done():
+                # Not asyncio.timeout(), which costs three times as much. The timer does not cancel the task: it takes
+                # the ticket out of the line, so the task cannot be served and time out at once.
+                if timeout is not None:
+                    timer = self.loop.call_at(began + timeout, self._time_is_up, ticket)
+                task = current_task(self.loop)
+                self._waiting.add(task)
+                if core.is_leased_out:
+                    self._look_for_deadlock(ticket)
             outcome = await ticket
         except BaseException:
-            if ticket.done() and not ticket.cancelled() and isinstance(served := ticket.result(), Serve):
-                core.release(served.slot, self.time(), was_used=False)
+            if ticket.done() and not ticket.cancelled() and isinstance(served := ticket.result(), Slot):
+                core.release(served, self.time(), was_used=False)
             else:
                 core.leave_line(ticket, self.time())
-            self._obey()
-            self.journal.tell(events.CallerGone(self.name, NEEDS[need], self.time() - began))
+            if core.orders or core.wake_at < self._timer_at:
+                self._obey()
+            self.journal.gone(need, self.time() - began)
             raise
         finally:
+            waited = self.time() - began
             if timer is not None:
                 timer.cancel()
-            if has_to_wait:
+            if task is not None:
                 self._waiting.remove(task)
-                self.journal.waited(self.time() - began)
-        if isinstance(outcome, Serve):
-            self.journal.served(need, outcome.slot.number, self.time() - began)
-            return outcome.slot
-        raise self._refusal(outcome.why, need, self.time() - began)
+                self._totals.waited_total += 1
+                self._totals.waited_seconds_total += waited
+        if isinstance(outcome, Refusal):
+            raise self._refusal(outcome, need, waited)
+        try:
+            self.journal.served(need, outcome.number, waited)
+        except BaseException:
+            self.release(outcome)
+            raise
+        return outcome
 
-    def _time_is_up(self, ticket: asyncio.Future[Serve | Refuse]) -> None:
+    def _time_is_up(self, ticket: asyncio.Future[Slot | Refusal]) -> None:
         # Whether it is a deadlock is asked now: if the time of several is up together, the first to leave ends it.
         self.core.expire(ticket, self.time(), is_deadlock=self._is_deadlock())
         self._obey()
 
     def _refusal(self, why: Refusal, need: Need, waited: float) -> PoolException:
-        """What a caller is told that is not served."""
-        self.journal.tell(events.CallerRefused(self.name, NEEDS[need], waited, str(why)))
-        failure = self.journal.last_failure
-        what = f"{self.name}: {messages.asked(need, self.journal.endpoint, waited)}"
-        error: PoolException
-        match why:
-            case Refusal.UNREACHABLE | Refusal.HOPELESS:
-                text = messages.unreachable(what, self.census(), failure)
-                error = ConnectFailed(text, is_permanent=why is Refusal.HOPELESS)
-                error.__cause__ = messages.cause(failure)
-            case Refusal.TIMED_OUT | Refusal.DEADLOCK if why is Refusal.TIMED_OUT or not self.config.debug:
-                held = holders.describe(self._holders(), self.time())
-                is_deadlock = why is Refusal.DEADLOCK
-                error = PoolTimeout(messages.timed_out(what, self.census(), held, failure, is_deadlock=is_deadlock))
-            case Refusal.DEADLOCK:
-                error = PoolDeadlock(f"{self.name}: {self._describe_deadlock()}")
-            case Refusal.TOO_MANY:
-                error = TooManyWaiters(
-                    f"{self.name}: {messages.too_many(need, self.config.max_waiting, self.census())}"
-                )
-            case Refusal.LANE_FULL:
-                error = self._lane_full()
-            case Refusal.CLOSED:
-                error = self._closed_meanwhile()
+        """The error of a caller that is not served, which is counted here."""
+        journal = self.journal
+        journal.tell(events.CallerRefused(self.name, NEEDS[need], waited, str(why)))
+        held = holders.describe(self._holders(), self.time())
+        text = messages.refusal(
+            why, need, waited, journal.endpoint, self.census(), self.config, held, journal.last_failure
+        )
+        kind = PoolDeadlock if why is Refusal.DEADLOCK and self.config.debug else ERRORS[why]
+        error = kind(f"{self.name}: {text}")
+        if isinstance(error, ConnectFailed):
+            error.is_permanent = why is Refusal.HOPELESS
+            error.__cause__ = messages.cause(journal.last_failure)
         return error
-
-    def _lane_full(self) -> PoolException:
-        return FeedLaneFull(f"{self.name}: {messages.lane_full(self.config.feed_limit)}")
-
-    def _closed_meanwhile(self) -> PoolException:
-        return PoolClosed(f"{self.name}: {messages.closed_meanwhile()}")
 
     # ---- the end of a use
 
@@ -257,12 +283,16 @@ class Runtime:
 
     def give_back(self, slot: Slot, *, is_read_on: bool = False) -> None:
         """A lease of this connection has ended. ``is_read_on``: a feed on it may still be read."""
-        now = self.time()
-        if self.journal.observer is not None and slot.state is LEASED:
-            self.journal.tell(events.LeaseReturned(self.name, slot.number, now - slot.holder.since))
-        self.core.release(slot, now, is_read_on=is_read_on)
-        if self.core.orders:
+        core = self.core
+        returned = self._return_of(slot) if self._has_observer and slot.state is LEASED else None
+        core.release(slot, self.time(), is_read_on=is_read_on)
+        if core.orders:
             self._obey()
+        if returned is not None:
+            self.journal.tell(returned)
+
+    def _return_of(self, slot: Slot) -> events.LeaseReturned:
+        return events.LeaseReturned(self.name, slot.number, self.time() - slot.holder.since)
 
     def step_aside(self, slot: Slot) -> bool:
         """This connection serves a feed from now on, outside the pool's size. False if the feed lane is full."""
@@ -271,12 +301,12 @@ class Runtime:
         return is_aside
 
     def doubt(self, slot: Slot) -> None:
-        """A request on this connection had no answer in time: is it dead?"""
+        """A request on this connection had no answer in time: check the connection."""
         self.core.doubt(slot, self.time())
         self._obey()
 
     def end_lease(self, lease: Lease, slot: Slot, call: str, *, is_feed: bool = False) -> bool:
-        """``release()`` was called. False if that has to be done by the event loop, which runs in another thread."""
+        """``release()`` was called. False if the event loop, which runs in another thread, has to do it."""
         if self.is_inherited:
             raise self.unusable(call)
         if self.phase is not Phase.CLOSED and slot.state is not GONE:
@@ -288,8 +318,9 @@ class Runtime:
                 is_here = not self.loop.is_closed()
             if not is_here:
                 raise self.unusable(call)
-        if is_feed and slot.state is LEASED and not slot.beside and not self.core.has_lane():
-            raise self._lane_full()
+        is_full = is_feed and slot.state is LEASED and not slot.beside and not self.core.has_lane()
+        if is_full and is_live(lease):
+            raise self._refusal(Refusal.LANE_FULL, FEED, 0.0)
         end_lease(lease, call)
         self.give_back(slot, is_read_on=is_feed)
         return True
@@ -311,10 +342,14 @@ class Runtime:
     def _obey(self) -> None:
         """Carry out what the core orders. Nothing here waits, and nothing here decides."""
         orders = self.core.orders
+        if self.loop.is_closed():
+            orders.clear()  # a coroutine was collected after its loop was closed
+            return
         while orders:
             self._carry_out(orders.popleft())
-        self._set_timer()
-        if self.phase is Phase.CLOSING and not self.core.slots and not self.worker.tasks:
+        if self.core.wake_at < self._timer_at or self._leak_at < self._timer_at:
+            self._set_timer()
+        if self.phase is ENDING and not self.core.slots and not self.worker.tasks:
             self._end()
         if self._watchers:
             watchers, self._watchers = self._watchers, []
@@ -325,11 +360,15 @@ class Runtime:
     def _carry_out(self, order: Order) -> None:
         match order:
             case Serve(ticket, slot):
+                if ticket.done():  # an observer cancelled it just now
+                    self.core.release(slot, self.time(), was_used=False)
+                    return
                 if slot.state is LEASED:
                     slot.holder.hand_over(self.time())
-                ticket.set_result(order)
-            case Refuse(ticket):
-                ticket.set_result(order)
+                ticket.set_result(slot)  # not the order: both would refer to each other, for the collector to end
+            case Refuse(ticket, why):
+                if not ticket.done():
+                    ticket.set_result(why)
             case Report(stage, was_open):
                 if was_open:
                     error = ConnectionResetError("a connection was lost as soon as it was open")
@@ -351,7 +390,7 @@ class Runtime:
 
     def _set_timer(self) -> None:
         wake_at = min(self.core.wake_at, self._leak_at)
-        if wake_at < self._timer_at and self.phase is not Phase.CLOSED:
+        if self.phase is not Phase.CLOSED:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer, self._timer_at = self.loop.call_at(wake_at, self._tick), wake_at
@@ -385,8 +424,9 @@ class Runtime:
                 log.warning("%s: %s", self.name, text)
                 pool, callback = self.pool(), self.config.on_reconnect_failed
                 if callback is not None and pool is not None:
-                    # Not one of the tasks that closing waits for: it may close the pool.
-                    task = self.loop.create_task(_call_back(callback, pool), name=f"{self.name}: on_reconnect_failed")
+                    # Closing does not wait for this task, because it may close the pool.
+                    work = _call_back(self, callback, pool)
+                    task = self.loop.create_task(work, name=f"{self.name}: on_reconnect_failed")
                     self._callbacks.add(task)
                     task.add_done_callback(self._called_back)
 
@@ -396,7 +436,7 @@ class Runtime:
             log.error("%s: on_reconnect_failed raised", self.name, exc_info=error)
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until this is so; it is asked again after each fact about connections."""
+        """Wait until this is true. It is asked again each time the core was obeyed."""
         while not is_so():
             watcher = self.loop.create_future()
             self._watchers.append(watcher)
@@ -405,18 +445,14 @@ class Runtime:
     # ---- holders
 
     def _holders(self) -> list[holders.Holder]:
-        """Of leases, those of feeds aside, which may last for days and whose end gives nobody a connection."""
+        """Of leases, without those of feeds: they may last for days, and their end gives nobody a connection."""
         return [slot.holder for slot in self.core.slots if slot.state is LEASED and not slot.beside]
 
     def _is_deadlock(self) -> bool:
         return self.core.is_leased_out and holders.is_deadlock(self._holders(), self._waiting)
 
-    def _describe_deadlock(self) -> str:
-        held = self._holders()
-        return messages.deadlock(len(held), holders.describe(held, self.time()))
-
-    def _look_for_deadlock(self, ticket: asyncio.Future[Serve | Refuse]) -> None:
-        if not self._is_deadlock():
+    def _look_for_deadlock(self, ticket: asyncio.Future[Slot | Refusal]) -> None:
+        if not holders.is_deadlock(self._holders(), self._waiting):
             return
         acquired = self.journal.totals.acquired_total
         if self.config.debug:
@@ -424,23 +460,24 @@ class Runtime:
             self._obey()
         elif self._deadlock_logged_at != acquired:
             self._deadlock_logged_at = acquired
-            log.warning("%s: %s", self.name, self._describe_deadlock())
+            held = self._holders()
+            log.warning("%s: %s", self.name, messages.deadlock(len(held), holders.describe(held, self.time())))
 
     # ---- drain, resize, close
 
     async def drain(self) -> None:
-        """Replace every connection; wait until the idle ones are replaced, or cannot be."""
+        """Replace every connection. Wait until the idle ones are replaced, or until that has failed."""
         self.core.drain(self.time())
         closing = [slot for slot in self.core.slots if slot.state is CLOSING]
         self._obey()
         await self._until(lambda: all(slot.state is GONE for slot in closing))
-        await self._until(lambda: not self.census().opening)
+        opening = [slot for slot in self.core.slots if slot.state is OPENING]
+        await self._until(lambda: all(slot.state is not OPENING for slot in opening))
         census = self.census()
         if census.is_down and census.is_short and self.phase is OPEN:
             failure = self.journal.last_failure
-            raise ConnectFailed(
-                f"{self.name}: {messages.could_not_replace(self.journal.endpoint, failure)}"
-            ) from messages.cause(failure)
+            text = messages.could_not_replace(self.journal.endpoint, failure)
+            raise ConnectFailed(f"{self.name}: {text}") from messages.cause(failure)
 
     def resize(self, config: PoolConfig) -> None:
         """The options about sizes have changed."""
@@ -449,12 +486,12 @@ class Runtime:
         self._obey()
 
     async def close(self, timeout: float | None) -> None:
-        """End it. Leases, queries and readers have ``timeout`` seconds. If cancelled, the closing goes on by itself."""
+        """Close the pool. Uses have ``timeout`` seconds to end. If cancelled, the closing goes on by itself."""
         if self.phase in (Phase.OPENING, OPEN):
             self._begin_close()
         try:
             async with asyncio.timeout(timeout):
-                await self._until(self._is_unused)
+                await self._until(lambda: not self.census().in_use)
         except TimeoutError:
             self._end_uses()
         await self._until(lambda: self.phase is Phase.CLOSED)
@@ -462,31 +499,35 @@ class Runtime:
     def _begin_close(self) -> None:
         now, census = self.time(), self.census()
         self.phase, self.open_loop, self._closing_since = Phase.CLOSING, None, now
-        feeds = [slot for slot in self.core.slots if slot.beside and slot.doom is None and slot.state is not CLOSING]
+        returned = [self._return_of(slot) for slot in self.core.slots if slot.state is LEASED and slot.beside]
         self.report = CloseReport(
-            leases_waited_for=census.leased,
-            queries_waited_for=census.queries,
-            feeds_ended=sum(max(1, slot.load) for slot in feeds),
+            leases_waited_for=census.leased, queries_waited_for=census.queries, feeds_ended=self.core.close(now)
         )
-        self.core.close(now)
-        for task in self._callbacks - {current_task()}:
-            task.cancel()
+        if _calling_back.get() is not self:  # else it is the callback itself that closes the pool
+            for task in self._callbacks:
+                task.cancel()
         ended, self.feeds = list(self.feeds), WeakSet()
         for feed in ended:
-            feed.end(PoolClosed(f"{self.name}: the pool was closed while a feed was open"))
+            try:
+                feed.end(PoolClosed(f"{self.name}: the pool was closed while a feed was open"))
+            except Exception:
+                log.exception("%s: a feed could not be ended", self.name)
         self._obey()
-
-    def _is_unused(self) -> bool:
-        return not any(slot.state in IN_USE for slot in self.core.slots)
+        for event in returned:
+            self.journal.tell(event)
 
     def _end_uses(self) -> None:
-        census = self.census()
+        if not self.census().in_use:
+            return  # another close() has ended them
+        census, returned = self.census(), [self._return_of(s) for s in self.core.slots if s.state is LEASED]
         self.report = replace(self.report, leases_aborted=census.leased, queries_aborted=census.queries)
         self.core.end_uses(self.time())
         self._obey()
+        for event in returned:
+            self.journal.tell(event)
 
     def _end(self) -> None:
-        """Nothing is left."""
+        """All connections are gone."""
         self.phase = Phase.CLOSED
         self.report = replace(self.report, seconds=self.time() - self._closing_since)
         if self._timer is not None:
@@ -502,14 +543,15 @@ class Runtime:
             self.core.forget()  # a lease that ends here gives nothing back
 
     def abandon(self) -> None:
-        """The pool was forgotten, or its event loop was closed: end what is left, without waiting."""
-        connections = [slot.connection for slot in self.core.slots if slot.connection is not None]
+        """The pool was collected, or its event loop was closed: end what is left, without waiting."""
+        slots = [slot for slot in self.core.slots if slot.connection is not None]
         self.core.forget()
         self.phase, self.open_loop = Phase.CLOSED, None
         if self._timer is not None:
             self._timer.cancel()
-        for connection in connections:
-            self.worker.abort(connection)
+        for slot in slots:
+            self.worker.abort(slot.connection)
+            self.worker.tell_closed(slot, Reason.POOL_CLOSED, was_aborted=True)
         if not self.loop.is_closed():
             for task in self.worker.tasks | self._callbacks:
                 task.cancel()
@@ -517,11 +559,11 @@ class Runtime:
     # ---- what the shell asks
 
     def census(self) -> Census:
-        """How many connections and callers there are now of what."""
+        """The counts now."""
         return self.core.census()
 
     def uses(self) -> tuple[int, int]:
-        """Leases that are out, those of feeds too, and queries under way."""
+        """How many leases are out, feeds included, and how many queries are under way."""
         return sum(slot.state is LEASED for slot in self.core.slots), self.census().queries
 
     def unusable(self, call: str) -> PoolException:
@@ -534,7 +576,8 @@ class Runtime:
         return PoolClosed(f"{self.name}: {messages.not_open(call, phase)}")
 
 
-async def _call_back(callback: Callable[[Any], object], pool: Any) -> None:
+async def _call_back(runtime: Runtime, callback: Callable[[Any], object], pool: Any) -> None:
+    _calling_back.set(runtime)
     result = callback(pool)
     if isinstance(result, Awaitable):
         await result

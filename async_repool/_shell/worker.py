@@ -1,6 +1,6 @@
-"""The worker: does with connections what the core orders, each in a task, and reports the outcome to the core as one
-fact. Callers never open, check or close a connection themselves. So a caller that is cancelled, at whatever moment,
-takes nothing down: what was half done goes on and serves the next one.
+"""The worker: opens, checks and closes connections as the core orders, each in a task, and reports the outcome to the
+core as one fact. Callers never do this themselves. So a caller that is cancelled, at any moment, takes nothing down:
+what was half done goes on and serves the next caller.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from .. import events
 from .._core.core import Core
@@ -21,9 +21,11 @@ from . import hooks
 from .holders import Holder
 from .journal import Journal, log
 
+DEFAULT_CONNECT_SECONDS: Final = 20.0
+
 
 class Worker:
-    """Of one runtime. ``settle`` is called after each fact."""
+    """The worker of one runtime. It calls ``settle`` after each fact."""
 
     core: Core
 
@@ -66,7 +68,7 @@ class Worker:
                     self._start(slot, "close", work, partial(self._closed, slot, reason))
                 elif slot.connection is not None:
                     self.abort(slot.connection)
-                    self._tell(events.ConnectionClosed, slot, self._time() - slot.opened_at, str(reason), True)
+                    self.tell_closed(slot, reason, was_aborted=True)
 
     def _start(
         self,
@@ -78,18 +80,22 @@ class Worker:
         """Run ``work`` in a task; ``report`` is called with its outcome, even if it never began."""
         slot.work = task = self._loop.create_task(work, name=f"{self._journal.name}: {purpose} #{slot.number}")
         self.tasks.add(task)
-        task.add_done_callback(partial(self._done, report))
+        task.add_done_callback(partial(self._done, slot, report))
 
-    def _done(self, report: Callable[[asyncio.Task[None]], None], task: asyncio.Task[None]) -> None:
+    def _done(self, slot: Slot, report: Callable[[asyncio.Task[None]], None], task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
+        if slot.work is task:
+            slot.work = None  # else an idle connection would keep its task, twice as large as all else of it
         report(task)
         self._settle()
 
     def _opened(self, slot: Slot, began: float, opened: list[Any], task: asyncio.Task[None]) -> None:
         now = self._time()
         error = _outcome(task, "the opening")
+        if error is None and (opened[0] is None or any(other.connection is opened[0] for other in self.core.slots)):
+            error = TypeError(f"connect() of the connector returned {opened.pop()!r}, which is no new connection")
         if error is not None:
-            for connection in opened:  # it was cancelled in its last step
+            for connection in opened:  # the opening was cancelled in its last step
                 self.abort(connection)
             if slot.state is not GONE:
                 self._tell(events.ConnectionFailed, slot, now - began, error)
@@ -98,8 +104,8 @@ class Worker:
             return
         (connection,) = opened
         slot.holder = Holder()
-        self._tell(events.ConnectionOpened, slot, now - began)
         self.core.opened(slot, connection, now)
+        self._tell(events.ConnectionOpened, slot, now - began)
         self._settle()
         try:
             self._connector.on_lost(connection, partial(self._lost, slot))
@@ -123,8 +129,12 @@ class Worker:
         error = _outcome(task, "the closing")
         if error is not None:
             self.abort(slot.connection)
-        self._tell(events.ConnectionClosed, slot, self._time() - slot.opened_at, str(reason), error is not None)
         self.core.closed(slot, self._time())
+        self.tell_closed(slot, reason, was_aborted=error is not None)
+
+    def tell_closed(self, slot: Slot, reason: str, *, was_aborted: bool) -> None:
+        """Record that a connection is closed."""
+        self._tell(events.ConnectionClosed, slot, self._time() - slot.opened_at, str(reason), was_aborted)
 
     def _tell(self, kind: Callable[..., events.Event], slot: Slot, seconds: float, *details: Any) -> None:
         self._journal.tell(kind(self._journal.name, slot.number, self._journal.endpoint, seconds, *details))
@@ -132,12 +142,16 @@ class Worker:
     def connect_timeout(self) -> float:
         """Seconds that one opening may take."""
         timeout = self._config.connect_timeout
-        return self._connector.connect_timeout if timeout is None else timeout
+        try:
+            return self._connector.connect_timeout if timeout is None else timeout
+        except Exception:
+            log.exception("%s: connect_timeout of the connector raised", self._journal.name)
+            return DEFAULT_CONNECT_SECONDS
 
-    # A connector that raises where it must not costs its connection, and nothing else.
+    # If a connector raises in a method that must not raise, it costs one connection, and nothing else.
 
     def is_open(self, connection: Any) -> bool:
-        """For the core."""
+        """The connector's answer; false if it raises."""
         try:
             return self._connector.is_open(connection)
         except Exception:
@@ -145,7 +159,7 @@ class Worker:
             return False
 
     def has_streams(self, connection: Any) -> bool:
-        """For the core."""
+        """The connector's answer; false if it raises."""
         try:
             return self._streaming is not None and self._streaming.has_streams(connection)
         except Exception:
@@ -161,5 +175,5 @@ class Worker:
 
 
 def _outcome(task: asyncio.Task[None], what: str) -> BaseException | None:
-    """The error that ended a task."""
+    """The error that ended a task; None if it succeeded."""
     return ConnectionAbortedError(f"{what} was cancelled") if task.cancelled() else task.exception()

@@ -151,6 +151,26 @@ async def test_a_check_whose_caller_is_cancelled_goes_on_and_the_connection_is_k
         assert connector.checks.started_total == 1, "the next caller is served by the same check"
 
 
+async def test_a_connection_that_passed_its_check_serves_who_waits_if_another_check_still_runs() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=3, check=connector.check) as pool:
+        leases = [await pool.acquire() for _ in range(3)]
+        for lease in leases[:2]:
+            await asyncio.sleep(1)
+            pool.release(lease)
+        passes, hangs = connector.checks.hold(), connector.checks.hold()
+        first, second = [await acquire_soon(pool) for _ in range(2)]
+        second.cancel()
+        await asyncio.sleep(1)
+        pool.release(leases[2])
+        await turn()
+        passes.release()
+        await turn(10)
+        assert first.done()
+        hangs.release()
+        pool.release(await first)
+
+
 async def test_housekeeping_pings_idle_connections_and_replaces_the_dead() -> None:
     connector = ScriptedConnector()
     async with open_pool(connector, pool_size=3, ping_interval=30) as pool:

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from async_repool import AsyncConnectionPool, LeaseError, OutcomeUnknown, PoolClosed, PoolException, PoolTimeout
+from async_repool.errors import QueryTimeout
 from async_repool.stats import CloseReport
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, never, ok, slow
-from pool_kit import acquire_soon, now, open_pool, run_soon, terms, turn
+from pool_kit import acquire_soon, feeding, now, open_pool, opened, run_soon, terms, turn
 
 pytestmark = pytest.mark.virtual_time
 
@@ -89,6 +90,18 @@ async def test_close_cancelled_goes_on_by_itself_and_may_be_called_again() -> No
         await pool.close()
 
 
+async def test_a_close_that_is_cancelled_does_not_end_another_one() -> None:
+    async with open_pool(pool_size=2) as pool:
+        lease = await pool.acquire()
+        first, second = asyncio.create_task(pool.close()), asyncio.create_task(pool.close(timeout=None))
+        await turn()
+        first.cancel()
+        await asyncio.sleep(3)
+        assert not second.done()
+        pool.release(lease)
+        assert await second == CloseReport(leases_waited_for=1, seconds=pytest.approx(3))
+
+
 async def test_a_connection_that_does_not_close_politely_is_aborted_after_close_timeout() -> None:
     connector = ScriptedConnector()
     connector.closes.then(never(), error(OSError("broken pipe")), slow(2))
@@ -107,6 +120,18 @@ async def test_release_pool_with_leases_out_says_how_many_and_changes_nothing() 
         assert (await pool.acquire()).is_open()
         assert leases[0].is_open()
         await pool.close(timeout=0)
+
+
+async def test_release_pool_while_the_pool_closes_is_refused_and_aborts_no_lease() -> None:
+    async with open_pool(pool_size=2) as pool:
+        lease = await pool.acquire()
+        closing = asyncio.create_task(pool.close())
+        await turn()
+        with pytest.raises(PoolException, match="still leased"):
+            await pool.release_pool()
+        assert lease.is_open()
+        pool.release(lease)
+        await closing
 
 
 async def test_close_notices_a_broken_lease_that_comes_home() -> None:
@@ -208,6 +233,23 @@ async def test_on_reconnect_failed_may_close_the_pool() -> None:
         assert len(closed) == 1
 
 
+async def test_on_reconnect_failed_may_close_the_pool_within_a_time_limit() -> None:
+    connector = ScriptedConnector()
+    closed = []
+
+    async def give_up(pool: AsyncConnectionPool) -> None:
+        await asyncio.wait_for(pool.close(), 60)
+        closed.append(now())
+
+    async with open_pool(connector, pool_size=2, reconnect_timeout=5, on_reconnect_failed=give_up) as pool:
+        lease = await pool.acquire()
+        connector.connects.always(error(OSError("down")))
+        connector.drop(connector.connections[0])
+        await asyncio.sleep(60)
+        pool.release(lease)
+        assert len(closed) == 1
+
+
 async def test_close_cancels_on_reconnect_failed_that_still_runs() -> None:
     connector = ScriptedConnector()
     began, ended = [], []
@@ -254,6 +296,18 @@ async def test_close_waits_for_queries_and_they_get_their_answers() -> None:
         assert (report.queries_waited_for, report.queries_aborted) == (2, 0)
         assert report.seconds == pytest.approx(5)
         assert connector.connections[0].ended_by == "close"
+
+
+async def test_close_waits_for_no_check_of_a_connection_after_its_query_timed_out() -> None:
+    connector = ScriptedConnector()
+    connector.queries.always(never())
+    connector.checks.always(never())
+    async with open_pool(connector, pool_size=1) as pool:
+        query = await run_soon(pool, timeout=2)
+        report = await pool.close(timeout=100)
+        with pytest.raises(QueryTimeout):
+            await query
+        assert report.seconds == pytest.approx(2)
 
 
 @pytest.mark.parametrize("retry", [False, True])
@@ -316,6 +370,23 @@ async def test_queries_that_wait_as_release_pool_closes_the_pool_are_refused() -
             await query
 
 
+# ---- feeds
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_close_ends_the_lease_of_a_feed_at_once_if_its_connection_was_drained(is_read: bool) -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=1) as pool:
+        context = pool.connect(looped_mode=True)
+        await context.__aenter__()
+        if is_read:  # after its block
+            connector.connections[0].open_stream()
+            await context.__aexit__(None, None, None)
+        assert pool.stats().feeds == 1
+        await pool.drain()
+        assert (await pool.close()).seconds < 1
+
+
 # ---- the report of close
 
 
@@ -340,3 +411,19 @@ async def test_a_closing_that_went_on_after_its_caller_was_cancelled_is_reported
         await asyncio.sleep(10)
         report = await pool.close()
         assert (report.leases_waited_for, report.leases_aborted, report.seconds) == (1, 0, pytest.approx(1))
+
+
+async def test_two_closes_whose_time_is_up_together_both_report_the_leases_that_were_aborted() -> None:
+    async with open_pool(pool_size=2) as pool:
+        lease = await pool.acquire()
+        reports = await asyncio.gather(pool.close(5), pool.close(5))
+        assert [report.leases_aborted for report in reports] == [1, 1]
+        assert not lease.is_open()
+
+
+async def test_close_reports_a_feed_whose_connection_was_drained() -> None:
+    async with open_pool(feeding(), pool_size=1) as pool:
+        changes = await opened(pool)
+        await pool.drain()
+        assert (await pool.close()).feeds_ended == 1
+        await changes.aclose()

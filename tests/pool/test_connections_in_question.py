@@ -10,8 +10,8 @@ import pytest
 
 from async_repool import FeedGap
 from async_repool.errors import ConnectionLost, QueryTimeout
-from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, never, ok, slow
-from pool_kit import feeding, is_whole, newest, now, open_pool, opened, read_soon, run_soon, stop, turn
+from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, feed, never, ok, slow
+from pool_kit import feeding, finish, is_whole, newest, now, open_pool, opened, read_soon, run_soon, stop, turn
 
 pytestmark = [pytest.mark.virtual_time, pytest.mark.usefixtures("repeatable")]
 
@@ -212,3 +212,41 @@ async def test_whatever_happens_to_a_connection_of_the_lane_in_question_it_ends_
         gc.collect()  # an error that nobody has taken is told now
         assert await is_whole(pool)
         assert connector.connections[0].ended_by is not None
+
+
+async def test_the_lane_has_no_more_than_max_feed_connections_while_one_is_in_question() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=3, max_feed_connections=1) as pool:
+        opening = connector.streams.hold()
+        feeds = [pool.changes("slow", timeout=100)]
+        reads = [await read_soon(feeds[0])]  # is being opened on the first connection
+        connector.streams.then(never())
+        feeds.append(pool.changes("late", timeout=1))
+        reads.append(await read_soon(feeds[1]))  # beside it
+        connector.checks.always(slow(3))
+        connector.streams.always(feed())
+        await asyncio.sleep(1.5)  # the connection is in question now
+        feeds.append(pool.changes("another"))
+        reads.append(await read_soon(feeds[2]))
+        opening.release(feed())
+        await turn()
+        assert pool.stats().feeds <= 1
+        await finish(reads)
+        await stop(*feeds)
+
+
+async def test_a_feed_that_waits_for_a_connection_in_question_keeps_no_lease_from_an_idle_one() -> None:
+    connector = feeding()
+    async with open_pool(connector, pool_size=2, max_feed_connections=1) as pool:
+        first = await opened(pool)
+        connector.streams.then(never())
+        connector.checks.always(slow(4))
+        with pytest.raises(QueryTimeout):
+            await anext(pool.changes("late", timeout=1))  # the connection of the lane is in question for 4 s
+        other = pool.changes("another")
+        reading = await read_soon(other)
+        assert pool.stats().idle > 0
+        async with pool.connect(timeout=1):
+            pass
+        await finish([reading])
+        await stop(first, other)

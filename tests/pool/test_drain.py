@@ -53,6 +53,25 @@ async def test_drain_serves_who_waits_with_new_connections() -> None:
         pool.release(lease)
 
 
+async def test_drain_ends_if_leases_close_their_connections_again_and_again() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=4) as pool:
+        connector.connects.always(slow(1))
+
+        async def user(delay: float) -> None:
+            await asyncio.sleep(delay)
+            while True:
+                async with pool.connect() as lease:
+                    await asyncio.sleep(0.1)
+                    await lease.close()  # as after a server that hangs up
+
+        users = [asyncio.create_task(user(number * 0.3)) for number in range(4)]
+        await asyncio.sleep(5)
+        async with asyncio.timeout(100):
+            await pool.drain()
+        await finish(users)
+
+
 # ---- queries
 
 

@@ -1,4 +1,4 @@
-"""Pools and leases that were dropped without their end and are collected."""
+"""Pools, leases and tasks that were dropped without their end and are collected."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import contextlib
 import gc
 import logging
 import re
+import sys
 import threading
 import warnings
 import weakref
+from typing import Any
 
 import pytest
 
 from async_repool import AsyncConnectionPool
 from async_repool.testing import virtual_clock
-from async_repool.testing.scripted import ScriptedConnector
-from pool_kit import open_pool, stop_tasks, turn, warnings_of
+from async_repool.testing.scripted import ScriptedConnector, slow
+from pool_kit import feeding, open_pool, stop_tasks, turn, warnings_of
 
 pytestmark = pytest.mark.virtual_time
 
@@ -113,6 +115,41 @@ def test_a_forgotten_pool_may_be_collected_in_another_thread() -> None:
     virtual_clock.run(forget())
 
 
+async def test_a_forgotten_pool_is_collected_without_the_collector_of_cycles() -> None:
+    connector = ScriptedConnector()
+    pool = AsyncConnectionPool(connector, 2, ping_interval=5, leak_threshold=5)
+    await pool.init_pool()
+    async with pool.connect():
+        pass
+    await pool.run("a query")
+    forgotten = weakref.ref(pool)
+    gc.disable()
+    try:
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            del pool
+        assert forgotten() is None
+    finally:
+        gc.enable()
+    await asyncio.sleep(1)
+    connector.assert_nothing_left()
+
+
+async def test_a_close_that_was_cancelled_goes_on_if_the_pool_is_dropped() -> None:
+    connector = ScriptedConnector()
+    connector.closes.always(slow(2))
+    pool = AsyncConnectionPool(connector, 2)
+    await pool.init_pool()
+    closing = asyncio.create_task(pool.close())
+    await turn()
+    closing.cancel()
+    await asyncio.wait([closing])
+    del pool, closing
+    gc.collect()
+    await asyncio.sleep(10)
+    connector.assert_nothing_left()
+    assert [connection.ended_by for connection in connector.connections] == ["close", "close"]
+
+
 def test_a_pool_that_was_never_opened_or_not_even_built_is_collected_in_silence() -> None:
     AsyncConnectionPool(ScriptedConnector())
     with pytest.raises(ValueError, match="pool_size"):
@@ -168,3 +205,59 @@ async def test_a_lease_whose_context_was_collected_without_its_end_is_taken_back
         assert (pool.stats().leased, pool.stats().feeds) == (0, 0)
         (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
         assert "dropped without release" in record.getMessage()
+
+
+# ---- tasks
+
+
+async def hook(connection: Any) -> None:
+    await asyncio.sleep(0)
+
+
+async def hold(pool: AsyncConnectionPool) -> None:
+    async with pool.connect():
+        await asyncio.sleep(1000)
+
+
+async def read_feed(pool: AsyncConnectionPool) -> None:
+    async for _ in pool.changes("a feed"):
+        pass
+
+
+COLLECTED = {
+    "a holder": ([hold], 0),
+    "a holder, then who waits": ([hold, hold], 0),
+    "who waits, then the holder": ([hold, hold], -1),
+    "the reader of a feed": ([read_feed], 0),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"reset": hook}, {"check": hook}, {"max_idle": 0, "min_size": 0}], ids=str)
+@pytest.mark.parametrize(("uses", "first"), COLLECTED.values(), ids=COLLECTED)
+def test_tasks_that_are_collected_after_their_loop_was_closed_raise_nothing(
+    uses: list[Any], first: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    connector = feeding()
+    pool = AsyncConnectionPool(connector, 1, **options)
+    loop = virtual_clock.VirtualClockLoop()
+    loop.run_until_complete(pool.init_pool())
+    tasks = []
+    for use in uses:
+        tasks.append(loop.create_task(use(pool)))
+        tasks[-1]._log_destroy_pending = False  # asyncio would complain of each
+        loop.run_until_complete(turn())
+    loop.close()
+    while tasks:
+        tasks.pop(first)
+        gc.collect()
+
+    async def again() -> None:
+        async with pool, pool.connect(timeout=10):
+            pass
+
+    virtual_clock.run(again())
+    gc.collect()
+    assert [one.exc_value for one in raised] == []
+    connector.assert_nothing_left()

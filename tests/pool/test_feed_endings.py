@@ -189,6 +189,17 @@ async def test_the_block_of_a_feed_that_was_closed_is_not_entered() -> None:
             await changes.__aenter__()
 
 
+async def test_a_feed_of_a_closed_pool_stays_ended_if_the_pool_is_opened_again() -> None:
+    async with open_pool(feeding(), pool_size=1) as pool:
+        changes = await opened(pool)
+        await pool.close()
+        await pool.init_pool()
+        with pytest.raises(PoolClosed):
+            await anext(changes)
+        with pytest.raises(StopAsyncIteration):
+            await anext(changes)
+
+
 async def test_a_place_left_in_a_former_life_of_the_pool_counts_for_nothing() -> None:
     connector = feeding()
     async with open_pool(connector, pool_size=1) as pool:

@@ -159,7 +159,7 @@ async def test_a_feed_that_nobody_takes_is_given_up_as_a_query_is() -> None:
     connector = ScriptedConnector()
     connector.streams.always(error(NotSent("broken pipe")))
     async with open_pool(connector, pool_size=2) as pool:
-        with pytest.raises(ConnectFailed, match="main: .*never sent.*scripted:28015.*broken pipe"):
+        with pytest.raises(ConnectFailed, match="main: a feed was never sent: .*scripted:28015.*broken pipe"):
             await anext(pool.changes("a feed"))
         assert connector.streams.started_total == 5
         assert await is_whole(pool)

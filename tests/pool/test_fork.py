@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from async_repool import AsyncConnectionPool, PoolException
 from async_repool.testing import virtual_clock
 from async_repool.testing.scripted import ScriptedConnector
-from pool_kit import follow, open_pool, run, stream
+from pool_kit import feeding, follow, open_pool, opened, run, stream
 
 pytestmark = pytest.mark.virtual_time
 
@@ -70,5 +71,31 @@ def test_a_pool_that_was_inherited_over_a_fork_refuses_queries_in_the_child() ->
                     os._exit(status)
             assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222
             assert await pool.run("a query") == {}
+
+    virtual_clock.run(parent())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_feed_that_is_dropped_in_the_child_calls_nothing_on_the_loop_of_the_parent() -> None:
+    async def parent() -> None:
+        async with open_pool(feeding(), pool_size=1) as pool:
+            changes = await opened(pool)
+            loop = asyncio.get_running_loop()
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    asyncio.events._set_running_loop(None)
+                    calls: list[object] = []
+                    loop.call_soon_threadsafe = lambda *call, **_: calls.append(call)  # type: ignore[assignment, method-assign]
+                    del changes
+                    gc.collect()
+                    status = 1 if calls else 0
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222
+            await changes.aclose()
 
     virtual_clock.run(parent())

@@ -214,6 +214,21 @@ async def test_a_deadlock_is_raised_at_once_with_debug() -> None:
         assert (pool.stats().leased, pool.stats().waiting) == (0, 0)
 
 
+async def test_a_deadlock_is_found_in_a_pool_with_more_leases_than_its_new_size() -> None:
+    async with open_pool(pool_size=2, debug=True) as pool:
+        both = asyncio.Barrier(2)
+
+        async def user() -> None:
+            async with pool.connect():
+                await both.wait()
+                pool.resize(pool_size=1)
+                async with pool.connect(timeout=20):
+                    pass
+
+        outcomes = await asyncio.gather(user(), user(), return_exceptions=True)
+        assert any(isinstance(outcome, PoolDeadlock) for outcome in outcomes)
+
+
 async def test_leases_handed_from_task_to_task_are_legal_and_only_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     async with open_pool(pool_size=1) as pool:
         lease = await pool.acquire()

@@ -165,3 +165,39 @@ async def test_what_a_hook_raises_beside_exceptions_costs_its_connection_only() 
 
     async with open_pool(pool_size=1, check=check) as pool, pool.connect(timeout=5) as lease:
         assert lease.number == 2
+
+
+@pytest.mark.parametrize("name", ["configure", "check", "reset"])
+@pytest.mark.parametrize("call", ["close", "drain", "acquire", "resize"])
+async def test_a_hook_that_calls_the_pool_does_not_block_it(name: str, call: str) -> None:
+    is_armed = False
+
+    async def hook(connection: Any) -> None:
+        nonlocal is_armed
+        if is_armed:
+            is_armed = False
+            if call == "resize":
+                pool.resize(pool_size=1)
+            elif call == "acquire":
+                pool.release(await pool.acquire(timeout=1))
+            else:
+                await getattr(pool, call)()
+
+    hooks: dict[str, Any] = {name: hook}
+    connector = ScriptedConnector()
+    pool = AsyncConnectionPool(connector, 2, min_size=0, **hooks)
+    await pool.init_pool()
+    is_armed = True
+    with contextlib.suppress(PoolException):
+        async with pool.connect(timeout=30):
+            pass
+    await asyncio.sleep(60)
+    assert not is_armed
+    for _ in range(2):
+        await pool.close()
+        connector.assert_nothing_left()
+        await pool.init_pool()
+        async with pool.connect(timeout=30):
+            pass
+    await pool.close()
+    connector.assert_nothing_left()

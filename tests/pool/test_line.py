@@ -117,6 +117,14 @@ async def test_acquire_waits_acquire_timeout_unless_told_otherwise() -> None:
             assert loop.time() - began == pytest.approx(expected, abs=0.01)
 
 
+async def test_a_timeout_of_zero_takes_an_idle_connection_and_does_not_wait() -> None:
+    async with open_pool(pool_size=1) as pool:
+        async with pool.connect(timeout=0):
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=0)
+        assert now() == 0
+
+
 async def test_a_timeout_of_none_waits_for_ever() -> None:
     async with open_pool(pool_size=1) as pool:
         lease = await pool.acquire()
@@ -205,7 +213,7 @@ async def test_two_workers_that_take_turns_are_no_deadlock(caplog: pytest.LogCap
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("options", [{}, {"leak_threshold": 0}, {"debug": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"leak_threshold": 0.01}, {"debug": True}], ids=str)
 async def test_callers_that_come_one_by_one_while_a_connection_is_opened_are_all_served(
     options: dict[str, Any],
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -96,6 +98,41 @@ def test_another_thread_has_the_loop_of_the_pool_release_a_lease(release: str) -
     asyncio.run(main())
 
 
+def test_another_thread_may_read_the_statistics_while_the_pool_opens_and_closes_connections() -> None:
+    failures: list[BaseException] = []
+    is_over = threading.Event()
+
+    async def main() -> None:
+        async with AsyncConnectionPool(ScriptedConnector(), 40, min_size=0, max_idle=0) as pool:
+
+            def in_another_thread() -> None:
+                try:
+                    while not is_over.is_set():
+                        assert pool.stats().size <= 40
+                        assert repr(pool)
+                except BaseException as failure:
+                    failures.append(failure)
+
+            async def user() -> None:
+                for _ in range(40):
+                    async with pool.connect():
+                        await asyncio.sleep(0)
+
+            reading = asyncio.create_task(asyncio.to_thread(in_another_thread))
+            await asyncio.gather(*(user() for _ in range(40)))
+            is_over.set()
+            await reading
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        asyncio.run(main())
+    finally:
+        is_over.set()
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
 def test_a_closed_pool_can_be_opened_in_another_loop() -> None:
     pool = AsyncConnectionPool(ScriptedConnector())
 
@@ -126,6 +163,28 @@ def test_a_pool_whose_loop_was_closed_before_it_can_be_opened_in_another(caplog:
     virtual_clock.run(again())
     connector.assert_nothing_left()
     assert "its event loop was closed before the pool was" in caplog.text
+
+
+def test_the_totals_count_the_connections_of_a_loop_that_was_closed_before_the_pool() -> None:
+    connector = ScriptedConnector()
+    pool = AsyncConnectionPool(connector, 2)
+    loop = virtual_clock.VirtualClockLoop()
+    loop.run_until_complete(pool.init_pool())
+    loop.close()
+    assert (pool.stats().opened_total, pool.stats().closed_total) == (2, 0), "they can be read without a loop"
+    virtual_clock.run(close(pool))
+    connector.assert_nothing_left()
+    assert (pool.stats().opened_total, pool.stats().closed_total) == (2, 2)
+
+
+def test_resize_outside_of_any_event_loop_is_refused() -> None:
+    pool = AsyncConnectionPool(ScriptedConnector(), 2, name="main")
+    loop = virtual_clock.VirtualClockLoop()
+    loop.run_until_complete(pool.init_pool())
+    with pytest.raises(PoolException, match="main: "):
+        pool.resize(pool_size=3)
+    loop.run_until_complete(pool.close())
+    loop.close()
 
 
 @each_call

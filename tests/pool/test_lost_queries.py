@@ -71,8 +71,9 @@ async def test_a_query_is_retried_a_few_times_and_then_lost() -> None:
     connector = ScriptedConnector()
     connector.queries.always(error(ConnectionLost("reset by peer")))
     async with open_pool(connector, pool_size=1) as pool:
-        with pytest.raises(ConnectionLost, match="reset by peer"):
+        with pytest.raises(ConnectionLost, match="reset by peer") as caught:
             await pool.run("a query", retry=True)
+        assert "retry=True does so" not in str(caught.value), "it is no advice for this caller"
         assert connector.queries.started_total == 5
         assert pool.stats().queries_lost_total == 1
 
@@ -107,6 +108,18 @@ async def test_a_query_that_was_sent_once_is_never_said_to_be_never_sent(why: st
         connector.connects.always(ok())
         if leasing is not None:
             pool.release(await leasing)
+
+
+async def test_a_lost_query_that_may_be_retried_is_not_run_again_if_the_pool_was_closed_and_opened_again() -> None:
+    connector = ScriptedConnector()
+    connector.queries.then(never())
+    async with open_pool(connector, pool_size=1) as pool:
+        task = await run_soon(pool, retry=True)
+        await pool.close(timeout=1)
+        await pool.init_pool()
+        with pytest.raises(OutcomeUnknown):
+            await task
+        assert [len(connection.queries) for connection in connector.connections] == [1, 0]
 
 
 async def test_a_query_that_could_not_be_sent_is_run_elsewhere_and_nobody_knows() -> None:

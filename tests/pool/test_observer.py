@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from async_repool import AsyncConnectionPool, ConnectFailed, PoolTimeout, TooManyWaiters, events
-from async_repool.errors import ConnectionLost, QueryTimeout
+from async_repool.errors import ConnectionLost, FeedLaneFull, QueryTimeout
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, never, ok, slow
-from pool_kit import acquire_soon, open_pool, run_soon, turn, warnings_of
+from pool_kit import acquire_soon, feeding, finish, open_pool, run_soon, turn, warnings_of
 
 pytestmark = [pytest.mark.virtual_time, pytest.mark.usefixtures("repeatable")]
 
@@ -94,6 +94,31 @@ async def test_it_is_given_callers_that_were_refused_or_gave_up() -> None:
     ]
 
 
+async def test_it_is_given_each_caller_that_a_full_feed_lane_refuses() -> None:
+    seen: list[events.Event] = []
+    async with open_pool(feeding(), pool_size=1, max_feed_connections=0, observer=seen.append) as pool:
+        with pytest.raises(FeedLaneFull):
+            await pool.connect(looped_mode=True).__aenter__()
+        with pytest.raises(FeedLaneFull):
+            await anext(pool.changes("a feed"))
+    assert of(seen, events.CallerRefused) == [events.CallerRefused("main", "feed", 0.0, "lane full")] * 2
+
+
+async def test_it_is_given_one_return_for_each_lease_that_was_served() -> None:
+    seen: list[events.Event] = []
+    async with open_pool(pool_size=2, observer=seen.append) as pool:
+        leases = [await pool.acquire() for _ in range(2)]
+        cancelled = await acquire_soon(pool)
+        pool.release(leases[0])
+        await finish([cancelled])
+        async with pool.connect():
+            pass
+        await pool.close(timeout=1)  # it aborts the other lease
+        pool.release(leases[1])
+        served = of(seen, events.CallerServed)
+        assert len(served) == len(of(seen, events.LeaseReturned)) == pool.stats().acquired_total
+
+
 async def test_it_is_given_how_queries_and_streams_ended() -> None:
     seen: list[events.Event] = []
     connector = ScriptedConnector()
@@ -136,7 +161,7 @@ async def test_it_is_given_the_beginning_and_the_end_of_an_outage_and_each_attem
             await pool.acquire(timeout=10)
         connector.connects.always(ok())
         async with pool.connect():
-            pass
+            await asyncio.sleep(2)
     attempts = of(seen, events.ConnectionFailed)
     assert len(attempts) == pool.stats().connect_failures_total > 3
     assert attempts[0] == events.ConnectionFailed("main", 1, SERVER, 0.0, down)

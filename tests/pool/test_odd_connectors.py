@@ -1,4 +1,4 @@
-"""Connectors that call back at odd moments, raise where they must not, or run no queries."""
+"""Connectors that call back at odd moments, raise or return what they must not, or run no queries."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from async_repool import AsyncConnectionPool, PoolException
-from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector
-from pool_kit import Call, each_call, open_pool
+from async_repool import AsyncConnectionPool, ConnectFailed, Lease, PoolException
+from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error
+from pool_kit import Call, drop_all, each_call, open_pool, turn
 
 pytestmark = pytest.mark.virtual_time
 
@@ -82,6 +82,74 @@ async def test_a_connector_that_raises_where_it_must_not_costs_no_slot(method: s
         assert all(lease.is_open() for lease in leases)
         for lease in leases:
             pool.release(lease)
+
+
+@pytest.mark.parametrize("has_observer", [False, True])
+@pytest.mark.parametrize("broken", ["endpoint", "connect_timeout"])
+async def test_a_connector_whose_properties_raise_loses_no_connection(broken: str, has_observer: bool) -> None:
+    class Broken(ScriptedConnector):
+        is_broken = False
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == broken and self.is_broken:
+                raise ZeroDivisionError(name)
+            return super().__getattribute__(name)
+
+    connector = Broken()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    async with open_pool(connector, pool_size=2, observer=(lambda event: None) if has_observer else None) as pool:
+        connector.is_broken = True
+        connector.connects.then(error(OSError("refused")))
+        drop_all(connector)
+        with suppress(PoolException, ZeroDivisionError):
+            async with pool.connect(timeout=20):
+                pass
+        await asyncio.sleep(20)
+        connector.is_broken = False
+        await asyncio.sleep(60)
+        leases = [await pool.acquire(timeout=60) for _ in range(2)]
+        for lease in leases:
+            pool.release(lease)
+
+
+@pytest.mark.parametrize("what", ["None", "a connection that is open already"])
+async def test_a_connect_that_returns_no_new_connection_is_a_failed_attempt(what: str) -> None:
+    class Odd(ScriptedConnector):
+        is_odd = False
+
+        async def connect(self) -> Any:
+            if not self.is_odd:
+                return await super().connect()
+            return None if what == "None" else self.connections[0]
+
+    connector = Odd()
+    async with open_pool(connector, pool_size=2, min_size=1) as pool, pool.connect():
+        connector.is_odd = True
+        with pytest.raises(ConnectFailed, match=r"connect\(\) .* returned .*, which is no new connection"):
+            await pool.acquire(timeout=5)
+        connector.is_odd = False
+        async with pool.connect(timeout=20) as lease:
+            assert lease.number == 2
+
+
+@pytest.mark.parametrize("looped_mode", [False, True])
+async def test_a_lease_type_that_raises_costs_no_connection(looped_mode: bool) -> None:
+    class Raising(Lease):
+        __slots__ = ()
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            raise ZeroDivisionError
+
+    class Broken(ScriptedConnector):
+        lease_type = Raising
+
+    async with open_pool(Broken(), pool_size=1) as pool:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await pool.connect(looped_mode).__aenter__()
+            await turn()
+            assert (pool.stats().leased, pool.stats().feeds) == (0, 0)
 
 
 class LeasesOnly:

@@ -93,6 +93,24 @@ async def test_init_pool_cancelled_leaks_nothing_and_may_be_called_again() -> No
         pass
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_init_pool_cancelled_again_while_it_closes_its_connections_leaks_nothing(turns: int) -> None:
+    connector = ScriptedConnector()
+    connector.connects.then(ok(), slow(5))
+    connector.closes.always(slow(2))
+    pool = AsyncConnectionPool(connector, 2)
+    opening = asyncio.create_task(pool.init_pool())
+    await asyncio.sleep(1)
+    opening.cancel()
+    await turn(turns)
+    opening.cancel()
+    await asyncio.wait([opening])
+    await asyncio.sleep(10)
+    connector.assert_nothing_left()
+    async with pool, pool.connect():
+        pass
+
+
 async def test_close_during_init_pool_ends_it_with_pool_closed() -> None:
     connector = ScriptedConnector()
     connector.connects.always(slow(5))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from async_repool import AsyncConnectionPool, ConnectFailed, OutcomeUnknown, PoolTimeout
+from async_repool import AsyncConnectionPool, ConnectFailed, OutcomeUnknown, PoolTimeout, events
 from async_repool.testing.scripted import ScriptedConnection, ScriptedConnector, error, never, ok, slow
-from pool_kit import Call, acquire_soon, each_call, now, open_pool, run_soon, warnings_of
+from pool_kit import Call, acquire_soon, drop_all, each_call, now, open_pool, run_soon, turn, warnings_of
 
 pytestmark = pytest.mark.virtual_time
 
@@ -33,6 +33,15 @@ async def test_waiters_in_an_outage_get_connect_failed_when_their_time_is_up() -
         assert {type(outcome) for outcome in outcomes} == {ConnectFailed}
         assert all(outcome.__cause__ is refused for outcome in outcomes if isinstance(outcome, Exception))
         connector.connects.always(ok())
+
+
+async def test_a_caller_without_time_for_an_attempt_of_its_own_gets_connect_failed_in_an_outage() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=1, min_size=0) as pool:
+        connector.connects.always(error(OSError("refused")))
+        for timeout in (60, 0.001):
+            with pytest.raises(ConnectFailed, match="refused"):
+                await pool.acquire(timeout=timeout)
 
 
 async def test_waiters_that_still_have_time_are_served_when_the_server_is_back() -> None:
@@ -136,6 +145,29 @@ async def test_a_timeout_while_every_check_fails_names_the_failure() -> None:
         with pytest.raises(PoolTimeout, match="the last failure: TimeoutError"):
             await pool.acquire(timeout=3)
         connector.connects.always(ok())
+
+
+@pytest.mark.usefixtures("repeatable")
+async def test_an_outage_begins_with_a_short_pause_if_another_one_has_ended() -> None:
+    connector = ScriptedConnector()
+    pauses: list[float] = []
+    async with open_pool(connector, pool_size=2, min_size=1) as pool:
+        for _ in range(5):
+            connector.connects.then(*[error(OSError("refused"))] * 8)
+            drop_all(connector)
+            await asyncio.sleep(10_000)
+            first = await pool.acquire()
+            second = await pool.acquire()  # a second connection is opened
+            await asyncio.sleep(0.5)
+            connector.connects.then(error(OSError("refused")))
+            pool.release(second)
+            await turn()
+            drop_all(connector)
+            pool.release(first)
+            began = now()
+            async with pool.connect(timeout=60):
+                pauses.append(now() - began)
+    assert max(pauses) < 0.2, "one failure, one short pause"
 
 
 # ---- queries
@@ -360,3 +392,67 @@ async def test_an_outage_is_logged_once_and_its_end_too(caplog: pytest.LogCaptur
         ("WARNING", "main: cannot connect to scripted:28015: OSError: down"),
         ("INFO", "main: connected to scripted:28015 again"),
     ]
+
+
+async def two_outages(pool: AsyncConnectionPool, connector: ScriptedConnector) -> None:
+    """A short outage. Hours later another begins, just after a connection could still be opened."""
+    connector.connects.then(error(OSError("refused")))
+    connector.drop(connector.connections[0])
+    await asyncio.sleep(10_000)
+    assert pool.stats().idle == 1
+    leases = [await pool.acquire() for _ in range(2)]  # a second connection is opened
+    await asyncio.sleep(0.5)
+    connector.connects.always(error(OSError("refused")))
+    drop_all(connector)
+    for lease in leases:
+        pool.release(lease)
+
+
+async def test_reconnect_timeout_counts_from_the_beginning_of_the_outage_and_not_of_a_former_one() -> None:
+    calls: list[float] = []
+    connector = ScriptedConnector()
+    options: dict[str, Any] = {"reconnect_timeout": 300, "on_reconnect_failed": lambda pool: calls.append(now())}
+    async with open_pool(connector, pool_size=2, min_size=1, **options) as pool:
+        await two_outages(pool, connector)
+        began = now()
+        await asyncio.sleep(1000)
+        (when,) = calls
+        assert 299 < when - began < 306, "within one pause of the back-off"
+
+
+async def test_an_outage_that_begins_just_after_a_connection_was_opened_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=2, min_size=1) as pool:
+        await two_outages(pool, connector)
+        await asyncio.sleep(10)
+    assert len([text for text in warnings_of(caplog) if "cannot connect" in text]) == 2
+
+
+async def test_an_outage_has_not_ended_if_new_connections_are_lost_at_once() -> None:
+    seen: list[type[events.Event]] = []
+
+    def observer(event: events.Event) -> None:
+        if isinstance(event, (events.OutageBegan, events.OutageEnded)):
+            seen.append(type(event))
+
+    class HangsUp(ScriptedConnector):
+        hangs_up = False
+
+        async def connect(self) -> ScriptedConnection:
+            connection = await super().connect()
+            if self.hangs_up:
+                asyncio.get_running_loop().call_later(0.01, self.drop, connection)
+            return connection
+
+    connector = HangsUp()
+    async with open_pool(connector, pool_size=1, observer=observer):
+        connector.hangs_up = True
+        connector.connects.then(error(OSError("refused")))
+        connector.drop(connector.connections[0])
+        await asyncio.sleep(60)
+        assert seen.count(events.OutageBegan) - seen.count(events.OutageEnded) == 1
+        connector.hangs_up = False
+        await asyncio.sleep(60)
+        assert seen.count(events.OutageBegan) == seen.count(events.OutageEnded)

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from async_repool import AsyncConnectionPool, PoolException
-from async_repool.testing.scripted import ScriptedConnector, slow
-from pool_kit import acquire_soon, open_pool, run_soon, turn
+from async_repool import AsyncConnectionPool, PoolException, TooManyWaiters
+from async_repool.testing.scripted import ScriptedConnector, error, ok, slow
+from pool_kit import acquire_soon, drop_all, feeding, open_pool, opened, run_soon, stop, turn
 
 pytestmark = [pytest.mark.virtual_time, pytest.mark.usefixtures("repeatable")]
 
@@ -130,3 +130,93 @@ async def test_queries_that_wait_are_served_by_a_pool_that_grows() -> None:
         await asyncio.sleep(5.1)
         assert first.done()
         assert second.done()
+
+
+async def test_growing_serves_no_more_callers_than_the_new_size_and_the_first_in_line_first() -> None:
+    async with open_pool(pool_size=1) as pool:
+        lease = await pool.acquire()
+        waiting = [await acquire_soon(pool) for _ in range(3)]
+        pool.resize(pool_size=3)
+        await turn()
+        assert [task.done() for task in waiting] == [True, True, False]
+        pool.release(lease)
+        for task in waiting:
+            pool.release(await task)
+
+
+async def test_shrinking_closes_surplus_connections_of_every_use() -> None:
+    connector = feeding()
+    connector.queries.always(slow(20))
+    async with open_pool(connector, pool_size=6, min_size=5, max_idle=None) as pool:
+        lease = await pool.acquire()
+        queries = [await run_soon(pool) for _ in range(2)]
+        changes = await opened(pool)
+        connector.connects.then(slow(5))
+        leases = [await pool.acquire() for _ in range(2)]
+        opening = await acquire_soon(pool)
+        pool.resize(pool_size=1, min_size=0)
+        await asyncio.sleep(10)
+        for each in (lease, *leases, await opening):
+            pool.release(each)
+        await asyncio.gather(*queries)
+        await asyncio.sleep(10)
+        assert pool.stats().size == 1
+        await stop(changes)
+        await asyncio.sleep(10)
+        assert pool.stats().size == 1
+
+
+async def test_shrinking_while_connections_open_leaves_no_more_than_pool_size() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=4, min_size=1) as pool:
+        connector.connects.always(slow(3))
+        waiting = [await acquire_soon(pool, timeout=60) for _ in range(4)]
+        pool.resize(pool_size=2)
+        await asyncio.sleep(10)
+        for task in waiting:
+            pool.release(await task)
+            await asyncio.sleep(1)
+        assert pool.stats().size == 2
+
+
+async def test_max_waiting_callers_may_wait_in_a_pool_with_more_leases_than_its_new_size() -> None:
+    async with open_pool(pool_size=3, max_waiting=1) as pool:
+        leases = [await pool.acquire() for _ in range(3)]
+        pool.resize(pool_size=1)
+        waiting = await acquire_soon(pool)
+        with pytest.raises(TooManyWaiters):
+            await pool.acquire()
+        for lease in leases:
+            pool.release(lease)
+        pool.release(await waiting)
+
+
+async def test_growing_again_serves_who_waits_before_the_surplus_leases_are_released() -> None:
+    async with open_pool(pool_size=3) as pool:
+        leases = [await pool.acquire() for _ in range(3)]
+        pool.resize(pool_size=1)
+        waiting = [await acquire_soon(pool) for _ in range(2)]
+        pool.release(leases[0])
+        pool.resize(pool_size=4)
+        await turn(10)
+        assert [task.done() for task in waiting] == [True, True]
+        for lease in (*leases[1:], *await asyncio.gather(*waiting)):
+            pool.release(lease)
+
+
+async def test_callers_that_wait_in_an_outage_are_served_by_a_pool_that_was_made_smaller() -> None:
+    connector = ScriptedConnector()
+    async with open_pool(connector, pool_size=2) as pool:
+        connector.connects.always(error(OSError("refused")))
+        drop_all(connector)
+        await asyncio.sleep(10)
+        pool.resize(pool_size=4)
+        waiting = [await acquire_soon(pool, timeout=60) for _ in range(4)]
+        await asyncio.sleep(1)
+        pool.resize(pool_size=1)
+        connector.connects.always(ok())
+        for task in waiting:
+            pool.release(await task)
+        await asyncio.sleep(10)
+        assert pool.stats().size == 1
+        assert connector.max_open_or_connecting <= 4

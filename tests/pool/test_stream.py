@@ -168,7 +168,9 @@ async def test_a_stream_that_is_dropped_without_leaving_its_context_is_stopped()
         await context.__aenter__()
         del context
         gc.collect()
+        await turn()
         assert connector.opened_streams[0].is_closed
+        assert pool.stats().queries_stopped_total == 1
 
 
 async def test_while_a_stream_is_read_its_connection_serves_others() -> None:

@@ -70,6 +70,39 @@ def test_the_json_has_every_value_of_every_round(run):
     assert all(value > 0 for value in contended["async-repool"])
 
 
+def test_a_turn_is_measured_on_real_connections_too(run):
+    _, result = run
+    turns = result["values"]["uncontended"]
+    assert len(turns["async-repool, real connections"]) == len(turns["async-repool"])
+    goals = [goal["text"] for goal in result["goals"]]
+    assert "1. a turn on real connections, as a multiple of a bare queue's get and put" in goals
+
+
+# ---- a former version
+
+
+def test_this_version_is_measured_beside_another_in_the_same_rounds(tmp_path):
+    process, result = quick("former", tmp_path / "run.json", "--former", str(ROOT))
+    assert process.returncode == 0, process.stderr
+    assert "\n11. this version beside the former" in process.stdout
+    rows = result["values"]["beside the former version"]
+    for row in ("connect(), real connections", "run(), 64 tasks", "hand-over, 10 wait", "leaving, 500 wait"):
+        assert {version: len(seconds) for version, seconds in rows[row].items()} == {"now": 2, "former": 2}
+    assert len(result["goals"]) == len(rows)
+
+
+def test_a_folder_without_another_version_is_refused(tmp_path):
+    process, _ = quick("former", tmp_path / "run.json", "--former", str(tmp_path))
+    assert process.returncode != 0
+    assert "has no async_repool" in process.stderr
+
+
+def test_the_part_about_a_former_version_needs_one(tmp_path):
+    process, _ = quick("former", tmp_path / "run.json")
+    assert process.returncode == 2
+    assert "--only former needs --former PATH" in process.stderr
+
+
 # ---- queries
 
 

@@ -17,16 +17,13 @@ NOTHING: set[str] = set()
 RETHINKDB: dict[str, tuple[set[str], set[str]]] = {
     "frames": (NOTHING, NOTHING),
     "codec": ({"frames"}, NOTHING),
-    "reader": (NOTHING, NOTHING),
-    "login": ({"reader"}, NOTHING),
-    "errors": (NOTHING, {"errors"}),
-    "cursor": ({"codec", "errors"}, NOTHING),
-    "wire": ({"codec", "cursor", "errors", "frames", "reader"}, {"_fork"}),
     "arguments": (NOTHING, NOTHING),
-    "connection": ({"arguments", "codec", "login", "wire"}, NOTHING),
-    "lease": (NOTHING, {"lease"}),
-    "transient": (NOTHING, NOTHING),
-    "connector": ({"arguments", "connection", "cursor", "errors", "lease", "login", "transient"}, {"errors"}),
+    "login": ({"arguments"}, NOTHING),
+    "transient": (NOTHING, {"errors"}),
+    "cursor": ({"codec", "transient"}, NOTHING),
+    "wire": ({"codec", "cursor", "frames", "transient"}, {"_fork"}),
+    "connection": ({"arguments", "codec", "login", "wire"}, {"lease"}),
+    "connector": ({"arguments", "connection", "cursor", "login", "transient"}, {"connectors", "errors"}),
 }
 
 # Modules of the core, lowest first.
@@ -57,14 +54,15 @@ OWN: dict[str, set[str]] = {
         f"connectors.rethinkdb.{module}": {f"connectors.rethinkdb.{name}" for name in below} | others
         for module, (below, others) in RETHINKDB.items()
     },
-    "connectors.rethinkdb": {f"connectors.rethinkdb.{name}" for name in ("connection", "connector", "cursor", "lease")},
+    "connectors.rethinkdb": {f"connectors.rethinkdb.{name}" for name in ("connection", "connector", "cursor")},
     "_core": NOTHING,
     **{f"_core.{module}": {f"_core.{name}" for name in below} for module, below in CORE.items() if module != "core"},
     "_core.core": {"config", *(f"_core.{name}" for name in CORE["core"])},
     "_shell": NOTHING,
     "_shell.holders": NOTHING,
+    "_shell.idle": NOTHING,
     "_shell.hooks": {"config", "connectors"},
-    "_shell.messages": {"errors"},
+    "_shell.messages": {"config", "errors"},
     "_shell.journal": {"_core.census", "_shell.messages", "config", "events", "stats"},
     "_shell.worker": {
         *("_core.core", "_core.orders", "_core.slots", "_shell.holders", "_shell.hooks", "_shell.journal", "config"),
@@ -72,7 +70,17 @@ OWN: dict[str, set[str]] = {
     },
     "_shell.runtime": {
         *("_core.backoff", "_core.census", "_core.core", "_core.orders", "_core.slots", "_fork", "_shell.holders"),
-        *("_shell.journal", "_shell.messages", "_shell.worker", "config", "connectors", "errors", "events", "lease"),
+        *(
+            "_shell.idle",
+            "_shell.journal",
+            "_shell.messages",
+            "_shell.worker",
+            "config",
+            "connectors",
+            "errors",
+            "events",
+            "lease",
+        ),
         "stats",
     },
     "_shell.queries": {
@@ -85,7 +93,7 @@ OWN: dict[str, set[str]] = {
     "": {"_lazy", "async_pool", "connectors", "connectors.rethinkdb", "errors", "feeds", "lease", "stats"},
 }
 VENDORS: dict[str, set[str]] = {
-    **{f"connectors.rethinkdb.{module}": {"rethinkdb"} for module in RETHINKDB if module not in ("frames", "reader")},
+    **{f"connectors.rethinkdb.{module}": {"rethinkdb"} for module in RETHINKDB if module != "frames"},
     "testing.pytest_plugin": {"pytest"},
 }
 FORBIDDEN: dict[str, set[str]] = {

@@ -44,7 +44,6 @@ def test_frames_come_out_as_they_were_packed_however_they_are_split(
     reader = FrameReader()
     data = b"".join(pack_frame(token, body) for token, body in frames)
     assert read(reader, split(data, cuts)) == (frames, None)
-    assert reader.is_between_frames
     assert reader.buffered == 0
 
 
@@ -122,4 +121,4 @@ def test_the_stream_may_end_only_between_frames(size: int) -> None:
     data = pack_frame(1, b"x")
     reader = FrameReader()
     list(reader.feed(data[:size]))
-    assert reader.is_between_frames is (size in (0, len(data)))
+    assert reader.buffered == (size if size < len(data) else 0)

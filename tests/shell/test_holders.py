@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from async_repool._shell.holders import MOST_NAMED, Holder, WaitingTasks, describe, is_deadlock, leaks, next_leak, place
+from async_repool._shell.holders import MOST_NAMED, Holder, Place, WaitingTasks, describe, is_deadlock, leaks, next_leak
 
 SLOTS = 3
 
@@ -28,6 +29,10 @@ class Task:
 
 TASKS = [Task(f"task {n}") for n in range(4)]
 tasks = st.sampled_from(TASKS)
+
+
+def place(frame: FrameType) -> Place:
+    return frame.f_code, frame.f_lasti, None
 
 
 def holder(task: Task | None, since: float = 0.0) -> Holder:

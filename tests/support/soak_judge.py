@@ -278,7 +278,7 @@ class Judge:
         """Whether there was a reason to refuse, and whether it was told. ``began``: when it came to the line."""
         waited, text = now() - began, str(refusal)
         if isinstance(refusal.__cause__, NotSent):
-            assert f"{MOST_ATTEMPTS} connections to scripted:28015 in turn ended before that" in text
+            assert f"{MOST_ATTEMPTS} connections to scripted:28015 ended before that, one after another" in text
         elif isinstance(refusal, ConnectFailed):
             self.judge_cause(refusal)
             assert f"scripted:28015 after waiting {waited:.1f} s, the last attempt failed: " in text

@@ -6,31 +6,18 @@ Each module imports only those that stand above it::
 
     frames      bytes into frames
     codec       frames into answers, and queries into frames
-    reader      reading from a socket into shared memory
+    arguments   the arguments of r.connect()
     login       opening a socket and logging in
-    errors      the error of a closed connection
+    transient   the error of a closed connection, and which errors pass by themselves
     cursor      rows, as they come
     wire        queries and answers on one socket
-    arguments   the arguments of r.connect()
-    connection  what users hold: the driver's connection; and R
-    lease       what users hold in a pool
-    transient   which errors pass by themselves
+    connection  what users hold: the driver's connection, its lease in a pool; and R
     connector   what the pool asks
 """
 
-from .connection import R, RethinkDBConnection
+from .connection import R, RethinkDBConnection, RethinkDBLease
 from .connector import RethinkDBConnector
-from .cursor import AsyncioCursor, RethinkDBStream
-from .lease import RethinkDBLease
+from .cursor import AsyncioCursor as RethinkDBCursor
+from .cursor import RethinkDBStream
 
-__all__ = [
-    "AsyncioCursor",
-    "R",
-    "RethinkDBConnection",
-    "RethinkDBConnector",
-    "RethinkDBCursor",
-    "RethinkDBLease",
-    "RethinkDBStream",
-]
-
-RethinkDBCursor = AsyncioCursor
+__all__ = ["R", "RethinkDBConnection", "RethinkDBConnector", "RethinkDBCursor", "RethinkDBLease", "RethinkDBStream"]

@@ -1,12 +1,8 @@
-"""The arguments of ``r.connect()``: checked, with the driver's defaults, and ready for use.
-
-Here too is what is asked for arguments that change. Sockets, connections and asyncio are not known here.
-"""
+"""The arguments of ``r.connect()``: checked, and with the driver's defaults. Sockets and asyncio are not known here."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -16,21 +12,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rethinkdb.net import DEFAULT_PORT
 
-__all__ = [
-    "DEFAULT_TIMEOUT",
-    "ArgumentSource",
-    "ConnectArguments",
-    "ask",
-    "check_arguments",
-    "check_timeout",
-    "encodings",
-]
-
-DEFAULT_TIMEOUT = 20.0
-"""Seconds to open a connection, if nobody says otherwise. The driver's value."""
-
-ArgumentSource = Callable[[], Any]
-"""Returns a mapping of ``r.connect()`` arguments, or an awaitable of one. It is asked at every opening."""
+_TEXTS = ("host", "db", "auth_key", "user", "password")
+_CODECS = ("json_encoder", "json_decoder")
+_NAMES = (*_TEXTS, *_CODECS, "port", "timeout", "ssl", "url", "_handshake_version", "io_loop")
+_DEFAULT_TIMEOUT = 20.0  # seconds; the driver's value
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,77 +27,52 @@ class ConnectArguments:
     db: str | None
     user: str
     passwords: list[bytes] = field(repr=False)
-    """What the password may stand for, in the order in which to try."""
+    """The bytes that the password may stand for, in the order to try."""
     timeout: float
     ssl: Mapping[str, Any]
     codecs: Mapping[str, Callable[..., Any]]
     """``json_encoder`` and ``json_decoder``, if they were given."""
 
 
-def check_arguments(
-    *,
-    host: Any = None,
-    port: Any = None,
-    db: Any = None,
-    auth_key: Any = None,
-    user: Any = None,
-    password: Any = None,
-    timeout: Any = None,
-    ssl: Any = None,
-    url: Any = None,
-    json_encoder: Any = None,
-    json_decoder: Any = None,
-    io_loop: object = None,
-    _handshake_version: Any = None,
-) -> ConnectArguments:
-    """Check the arguments and fill in the driver's defaults. The parts of ``url`` win over the other arguments.
-
-    Raises ``ValueError`` or ``TypeError`` if one is wrong. No message has a password in it.
-    """
-    del io_loop  # the driver takes one and does not use it here
-    found: dict[str, Any] = {"host": host, "port": port, "db": db, "auth_key": auth_key, "user": user}
-    found |= {"password": password, "timeout": timeout}
-    is_encoded = False
-    if url is not None and url != "":
-        of_url = _from_url(url)
-        is_encoded = "password" in of_url
-        if "password" in of_url or "auth_key" in of_url:  # they are one thing under two names
-            found |= {"password": None, "auth_key": None}
-        found |= of_url
-    for name in ("host", "db", "auth_key", "user", "password"):
-        _check_text(name, found[name])
+def check_arguments(given: Mapping[str, Any]) -> ConnectArguments:
+    """Check the arguments and fill in the driver's defaults. Raises ``ValueError`` or ``TypeError`` if one is wrong."""
+    if unknown := given.keys() - set(_NAMES):
+        raise TypeError(f"connect() got unexpected arguments: {', '.join(sorted(map(str, unknown)))}")
+    found: dict[str, Any] = {**dict.fromkeys(_NAMES), **given}
+    of_url = _from_url(found["url"]) if found["url"] not in (None, "") else {}
+    if "password" in of_url or "auth_key" in of_url:  # they are one thing under two names
+        found |= {"password": None, "auth_key": None}
+    found |= of_url
+    for name in _TEXTS:
+        if found[name] is not None and not isinstance(found[name], str):
+            raise TypeError(f"{name} must be a str, not {type(found[name]).__name__}")
     if found["password"] and found["auth_key"]:
         raise ValueError("password and auth_key are both set; give one")
-    if _handshake_version not in (None, 10):
-        raise ValueError(f"_handshake_version must be 10, the only one that the driver has, not {_handshake_version!r}")
-    codecs = {"json_encoder": json_encoder, "json_decoder": json_decoder}
+    if found["_handshake_version"] not in (None, 10):
+        version = found["_handshake_version"]
+        raise ValueError(f"_handshake_version must be 10, the only one that the driver has, not {version!r}")
+    codecs: dict[str, Any] = {name: found[name] for name in _CODECS if found[name] is not None}
     for name, codec in codecs.items():
-        if codec is not None and not callable(codec):
+        if not callable(codec):
             raise TypeError(f"{name} must be a class or function that makes one, not {codec!r}")
+    host, user = found["host"] or "localhost", found["user"] or "admin"
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"host can be no name or address: {host!r} ({error})") from None
+    if not user.isascii():
+        raise ValueError(f"user must be ASCII, which is all that the driver can log in with, not {user!r}")
     secret = found["password"] or found["auth_key"] or ""
     return ConnectArguments(
-        host=_host(found["host"]),
+        host=host,
         port=_port(found["port"]),
         db=found["db"],
-        user=_user(found["user"]),
-        passwords=encodings(secret, unquote(secret)) if is_encoded else encodings(secret),
+        user=user,
+        passwords=encodings(secret, unquote(secret)) if "password" in of_url else encodings(secret),
         timeout=check_timeout(found["timeout"]),
-        ssl=_ssl(ssl),
-        codecs={name: codec for name, codec in codecs.items() if codec},
+        ssl=_ssl(found["ssl"]),
+        codecs=codecs,
     )
-
-
-async def ask(source: ArgumentSource) -> dict[str, Any]:
-    """Ask for the arguments of one opening. Raises what ``source`` raises, and TypeError if it returns no mapping."""
-    arguments = source()
-    if inspect.isawaitable(arguments):
-        arguments = await arguments
-    if not isinstance(arguments, Mapping):
-        raise TypeError(
-            "the callable that was given for the connect() arguments must return a mapping of them, not "
-            f"{type(arguments).__name__}"
-        )
-    return dict(arguments)
 
 
 def encodings(*readings: str) -> list[bytes]:
@@ -128,16 +88,16 @@ def encodings(*readings: str) -> list[bytes]:
 def check_timeout(value: float | None) -> float:
     """Seconds to open a connection. None and 0 mean the default."""
     if value is None:
-        return DEFAULT_TIMEOUT
+        return _DEFAULT_TIMEOUT
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"timeout must be a number of seconds, not {type(value).__name__}")
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"timeout must be a number of seconds above 0, not {value!r}")
-    return float(value) or DEFAULT_TIMEOUT  # as in the driver
+    return float(value) or _DEFAULT_TIMEOUT  # as in the driver
 
 
 def _from_url(url: object) -> dict[str, Any]:
-    """The arguments that a url has, by name. As for the driver, a percent-encoded password stays as it is."""
+    """The arguments that a url has, by name. A percent-encoded password stays as it is, like in the driver."""
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}")
     # No message has the url in it: it may hold a password in a place where nobody expects one.
@@ -150,38 +110,18 @@ def _from_url(url: object) -> dict[str, Any]:
         raise ValueError("url must look like rethinkdb://user:password@host:port/db?timeout=20")
     if "#" in url or "@" in parts.path or "@" in parts.query:
         raise ValueError("url has a '#', '/' or '?' in its user or password: percent-encode it")
-    found: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "user": parts.username,
-        "password": parts.password,
-        "db": parts.path.replace("/", "") or None,
-    }
-    for name, value in parse_qsl(parts.query):
-        if name == "auth_key":
-            found[name] = value
-        elif name == "timeout":
-            try:
-                found[name] = float(value)
-            except ValueError:
-                raise ValueError("timeout in the url must be a number of seconds") from None
-        else:
-            raise ValueError("url may have the options auth_key and timeout and no other")
+    found: dict[str, Any] = {"host": host, "port": port, "user": parts.username, "password": parts.password}
+    found["db"] = parts.path.replace("/", "")
+    options = dict(parse_qsl(parts.query))
+    if options.keys() - {"auth_key", "timeout"}:
+        raise ValueError("url may have the options auth_key and timeout and no other")
+    found |= options
+    if "timeout" in options:
+        try:
+            found["timeout"] = float(options["timeout"])
+        except ValueError:
+            raise ValueError("timeout in the url must be a number of seconds") from None
     return {name: value for name, value in found.items() if value not in (None, "")}
-
-
-def _check_text(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-
-
-def _host(value: str | None) -> str:
-    host = value or "localhost"
-    try:
-        host.encode("idna")
-    except UnicodeError as error:
-        raise ValueError(f"host can be no name or address: {value!r} ({error})") from None
-    return host
 
 
 def _port(value: int | str | None) -> int:
@@ -196,13 +136,6 @@ def _port(value: int | str | None) -> int:
     if not 1 <= port <= 65535:
         raise ValueError(f"port must be between 1 and 65535, not {value!r}")
     return port
-
-
-def _user(value: str | None) -> str:
-    user = value or "admin"
-    if not user.isascii():
-        raise ValueError(f"user must be ASCII, which is all that the driver can log in with, not {value!r}")
-    return user
 
 
 def _ssl(value: Mapping[str, Any] | None) -> Mapping[str, Any]:

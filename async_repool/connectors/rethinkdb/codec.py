@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from rethinkdb import ql2_pb2
@@ -16,23 +17,10 @@ from rethinkdb.net import Response
 
 from .frames import FrameError, pack_frame
 
-__all__ = ["PARTIAL_START", "SUCCESSES", "Answer", "AnswerType", "Codec", "QueryType", "is_noreply", "type_of"]
-
 QueryType = ql2_pb2.Query.QueryType
 AnswerType = ql2_pb2.Response.ResponseType
 _Note = ql2_pb2.Response.ResponseNote
-_FEED_NOTES = frozenset({_Note.SEQUENCE_FEED, _Note.ATOM_FEED, _Note.ORDER_BY_LIMIT_FEED, _Note.UNIONED_FEED})
-
-SUCCESSES = frozenset(
-    {
-        AnswerType.SUCCESS_ATOM,
-        AnswerType.SUCCESS_PARTIAL,
-        AnswerType.SUCCESS_SEQUENCE,
-        AnswerType.SERVER_INFO,
-        AnswerType.WAIT_COMPLETE,
-    }
-)
-"""Types of answers that are no errors."""
+FEED_NOTES = frozenset({_Note.SEQUENCE_FEED, _Note.ATOM_FEED, _Note.ORDER_BY_LIMIT_FEED, _Note.UNIONED_FEED})
 
 PARTIAL_START = b'{"t":%d,' % AnswerType.SUCCESS_PARTIAL
 """How the server begins a batch that is not the last."""
@@ -57,22 +45,13 @@ class Answer(Response):  # type: ignore[misc]
         self.error_type = answer.get("e")
         self.notes = answer.get("n")
 
-    @property
-    def is_feed(self) -> bool:
-        """Whether it is a batch of a changefeed."""
-        return bool(self.notes) and not _FEED_NOTES.isdisjoint(self.notes)
 
-
+@dataclass(frozen=True, slots=True)
 class Codec:
-    """Writes queries and reads answers, with the JSON classes of one connection.
+    """Writes queries and reads answers, with the JSON classes of one connection or those that a query brings."""
 
-    A query may bring classes of its own, as the driver's ``run()`` allows.
-    """
-
-    def __init__(
-        self, json_encoder: Callable[..., Any] = ReQLEncoder, json_decoder: Callable[..., Any] = ReQLDecoder
-    ) -> None:
-        self._json_encoder, self._json_decoder = json_encoder, json_decoder
+    json_encoder: Callable[..., Any] = ReQLEncoder
+    json_decoder: Callable[..., Any] = ReQLDecoder
 
     def encode(self, query: Any) -> bytes:
         """The frame of a query, byte for byte as the driver would write it.
@@ -80,33 +59,26 @@ class Codec:
         The driver makes terms of the options, and an encoder for each query. Neither is needed if the encoder is the
         driver's and no option needs more than JSON.
         """
-        if query._json_encoder is None and self._json_encoder is ReQLEncoder:
+        if query._json_encoder is None and self.json_encoder is ReQLEncoder:
             options = query.global_optargs
             if options is not None and (not options or all(isinstance(o, _PLAIN_OPTIONS) for o in options.values())):
                 return pack_frame(query.token, _ENCODER.encode([query.type, query.term, options]).encode())
             return cast(bytes, query.serialize(_ENCODER))
-        return cast(bytes, query.serialize((query._json_encoder or self._json_encoder)()))
+        return cast(bytes, query.serialize((query._json_encoder or self.json_encoder)()))
 
     def decode(self, query: Any, body: bytes | bytearray) -> Answer:
         """The answer, as the driver would decode it.
 
-        The driver makes a decoder for each answer, which looks at every object for a pseudo-type. If the text has no
-        pseudo-type, spelt out or escaped, one plain decoder gives the same result. It takes half the time for a small
-        answer.
+        The driver makes a decoder for each answer, which looks at every object for a pseudo-type. If the text has none,
+        spelt out or escaped, one plain decoder gives the same result, for a small answer in half the time.
         """
         text = str(body, "utf-8")
-        if query._json_decoder is None and self._json_decoder is ReQLDecoder:
+        if query._json_decoder is None and self.json_decoder is ReQLDecoder:
             # Two searches for one character cost a tenth of those for the words, and nearly always are enough.
             has_neither = "$" not in text and "\\" not in text
             if has_neither or ("$reql_type$" not in text and "\\u" not in text):
                 return Answer(query.token, text, _decode_plain)
-        decoder = (query._json_decoder or self._json_decoder)(query.global_optargs)
-        return Answer(query.token, text, decoder.decode)
-
-
-def is_noreply(option: object) -> bool:
-    """Whether the server leaves a query with this ``noreply`` unanswered: only if it is JSON's true."""
-    return (option.build() if isinstance(option, RqlQuery) else option) is True
+        return Answer(query.token, text, (query._json_decoder or self.json_decoder)(query.global_optargs).decode)
 
 
 def type_of(body: bytes | bytearray) -> int:
@@ -116,10 +88,8 @@ def type_of(body: bytes | bytearray) -> int:
     except ValueError as error:
         raise FrameError(f"sent an answer that is not valid JSON: {bytes(body[:80])!r}") from error
     except RecursionError:  # too deep for Python: the fault of the query that asked for it
-        match = _ANSWER_START.match(body)
-        if match is None:
-            raise FrameError(f"sent JSON that is no answer: {bytes(body[:80])!r}") from None
-        return int(match[1])
+        start = _ANSWER_START.match(body)
+        answer = {"t": int(start[1]), "r": [None]} if start else None
     if not isinstance(answer, dict) or not isinstance(answer.get("t"), int) or not isinstance(answer.get("r"), list):
         raise FrameError(f"sent JSON that is no answer: {bytes(body[:80])!r}")
     kind: int = answer["t"]

@@ -8,63 +8,43 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rethinkdb.asyncio_net import net_asyncio
 from rethinkdb.errors import ReqlCursorEmpty, ReqlTimeoutError
 
-from .codec import AnswerType
-from .errors import ConnectionClosed
-
-__all__ = ["AsyncioCursor", "CursorWire", "OpenStream", "RethinkDBStream"]
+from .codec import FEED_NOTES, AnswerType
+from .transient import ConnectionClosed
 
 
 class CursorWire(Protocol):
-    """What a cursor needs of the connection that it reads from."""
+    """What a cursor needs of its wire. The driver's cursor has its connection under the same name, ``conn``."""
 
-    def is_open(self) -> bool:
-        """Whether the connection is open. For users: the driver's cursor has its connection too."""
-
-    def add_stream(self, cursor: AsyncioCursor, token: int, owed: int, /) -> OpenStream:
-        """Take note of a cursor with rows to come. ``owed``: frames that the server already owes to it."""
-
-    def continue_stream(self, stream: OpenStream, /) -> None:
-        """Ask the server for the next batch."""
-
-    def stop_stream(self, token: int, /) -> None:
-        """End a stream on the server and forget it. Does nothing if it has ended."""
+    def is_open(self) -> bool: ...
+    def add_stream(self, cursor: AsyncioCursor, token: int, owed: int, /) -> OpenStream: ...
+    def continue_stream(self, stream: OpenStream, /) -> None: ...
+    def stop_stream(self, token: int, /) -> None: ...
 
 
+@dataclass(slots=True, eq=False)
 class OpenStream:
-    """A cursor with rows to come, as its connection knows it: weakly, so that its user can drop it."""
+    """A cursor with rows to come, as its wire knows it: weakly, so that its user can drop it."""
 
-    __slots__ = ("_held", "_readers", "cursor", "owed", "token")
-
-    def __init__(self, cursor: AsyncioCursor, token: int, owed: int, collected: Callable[[Any], None]) -> None:
-        self.cursor = weakref.ref(cursor, collected)
-        self.token = token
-        self.owed = owed  # frames to come; 1 while a CONTINUE is unanswered
-        self._held: AsyncioCursor | None = None
-        self._readers = 0
-
-    # While a task waits for rows, the connection holds the cursor. The only other reference to that task may be in a
-    # future of this very cursor; without this the garbage collector would take both.
-    def hold(self, cursor: AsyncioCursor) -> None:
-        self._held = cursor
-        self._readers += 1
-
-    def release(self) -> None:
-        self._readers -= 1
-        if not self._readers:
-            self._held = None
+    cursor: weakref.ref[AsyncioCursor]
+    token: int
+    owed: int  # frames to come; 1 while a CONTINUE is unanswered
+    # The cursor, once for each task that waits for its rows. The only other reference to such a task may be in a future
+    # of this very cursor; without this the garbage collector would take both.
+    readers: list[AsyncioCursor] = field(default_factory=list)
 
 
 class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
     """The driver's cursor. It is stopped on the server when its user drops it, because its connection holds it weakly.
 
     It reads ahead: it asks for a batch while the one before is read, and for no more than that, also of a changefeed.
-    Several tasks may read it. It outlives the lease that it was opened on, but not the connection.
+    Several tasks may read it. If a wait for rows is cancelled, no row is lost. It outlives the lease that it was opened
+    on, but not the connection.
 
     It has the driver's name too: existing code compares ``result.__class__.__name__ == "AsyncioCursor"``.
     """
@@ -72,7 +52,7 @@ class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
     def __init__(self, wire: CursorWire, query: Any, first: Any, owed: int) -> None:
         self.conn = wire
         self.query = query
-        self.is_feed: bool = first.is_feed
+        self.is_feed = not FEED_NOTES.isdisjoint(first.notes or ())
         self.items: deque[Any] = deque()
         self.error: Exception | None = None  # what is raised after the items; ReqlCursorEmpty if all went well
         self.threshold = 1  # rows; with fewer than this the next batch is asked for
@@ -87,44 +67,30 @@ class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
         """Frames that the server owes to this cursor."""
         return 0 if self._stream is None else self._stream.owed
 
-    def __aiter__(self) -> AsyncioCursor:
-        return self
-
-    async def __anext__(self) -> Any:
-        """Wait for the next row, for any time. If cancelled, no row is lost."""
-        try:
-            return await self.next_row(None)
-        except ReqlCursorEmpty:
-            raise StopAsyncIteration from None
-
     async def fetch_next(self, wait: bool | float = True) -> bool:
-        """Wait until there is a row, an error or the end. Returns true unless it is the end.
-
-        ``wait`` is whether to wait, or for how many seconds; :class:`ReqlTimeoutError` after that. If cancelled, no row
-        is lost.
-        """
+        """Wait, for up to ``wait`` seconds, until there is a row, an error or the end. Returns false at the end."""
         await self._wait_rows(self._wait_to_timeout(wait))
         return bool(self.items) or not isinstance(self.error, ReqlCursorEmpty)
 
     async def next_row(self, timeout: float | None) -> Any:
-        """Wait up to ``timeout`` seconds for the next row (None: for any time). If cancelled, no row is lost."""
+        """Wait up to ``timeout`` seconds for the next row (None: for ever)."""
         if not self.items:
             await self._wait_rows(timeout)
             if not self.items:
                 assert self.error is not None
                 raise self.error.with_traceback(None)  # it may be raised again and again
-        # Nothing waits from here on, so a row that was taken is a row that is returned.
+        # Nothing waits from here on, so a row that is taken is also returned.
         row = self.items.popleft()
         self.maybe_fetch_batch()
         return row
 
-    _get_next = next_row  # what the driver's next() calls
+    _get_next = next_row  # what the driver's next() and `async for` call
 
     async def _wait_rows(self, timeout: float | None) -> None:
         stream = self._stream
         if self.items or self.error is not None or stream is None:
             return
-        stream.hold(self)
+        stream.readers.append(self)
         try:
             async with asyncio.timeout(timeout):
                 while not self.items and self.error is None:
@@ -133,13 +99,12 @@ class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
             if not self.items and self.error is None:
                 raise ReqlTimeoutError() from None
         finally:
-            stream.release()
+            stream.readers.pop()
 
     async def read_all(self) -> list[Any]:
         """Wait for the rows that are left, and return them as a list.
 
-        Raises TypeError, and stops the stream, if it is a changefeed that has not ended. If cancelled, the stream is
-        stopped on the server.
+        Raises TypeError if it is a changefeed that has not ended. If cancelled, the stream is stopped on the server.
         """
         rows: list[Any] = []
         try:
@@ -154,17 +119,14 @@ class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
             self.close_nowait()
             raise
         if not isinstance(self.error, ReqlCursorEmpty):
-            assert self.error is not None
-            raise self.error.with_traceback(None)
+            await self.next_row(None)  # raises it
         return rows
 
     async def close(self) -> None:
         """Stop the stream on the server. Does not wait. Rows that have come can still be read."""
         self.close_nowait()
 
-    async def aclose(self) -> None:
-        """The same, for :func:`contextlib.aclosing`."""
-        self.close_nowait()
+    aclose = close  # for contextlib.aclosing()
 
     def __exit__(self, *_: object) -> None:
         self.close_nowait()
@@ -177,16 +139,14 @@ class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
         self.conn.stop_stream(self.query.token)
         return True
 
-    # --- for the connection ---
-
     def maybe_fetch_batch(self) -> None:
-        """Ask for the next batch, if it is time."""
+        """For the wire too: ask for the next batch, if it is time."""
         stream = self._stream
         if self.error is None and stream is not None and not stream.owed and len(self.items) < self.threshold:
             self.conn.continue_stream(stream)
 
     def extend(self, answer: Any) -> None:
-        """A batch has come."""
+        """For the wire: a batch has come."""
         if answer.type == AnswerType.SUCCESS_PARTIAL:
             self.maybe_fetch_batch()  # before the rows are counted: one batch ahead
             self.threshold = max(1, len(answer.data))
@@ -199,7 +159,7 @@ class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
         self._wake()
 
     def lose(self, error: Exception) -> None:
-        """Nothing more will come, and this is why."""
+        """For the wire: nothing more will come, and this is why."""
         if self.error is None:
             self.error = error
             self._wake()
@@ -210,16 +170,13 @@ class AsyncioCursor(net_asyncio.AsyncioCursor):  # type: ignore[misc]
 
 
 class RethinkDBStream:
-    """The rows of one query as they come: a :class:`~async_repool.connectors.Stream`.
-
-    It holds its cursor and nothing else. If a user drops it, the cursor goes too and is stopped on the server.
-    """
+    """A :class:`~async_repool.connectors.Stream`. If a user drops it, its cursor goes too, and stops on the server."""
 
     __slots__ = ("__weakref__", "_cursor", "_rows")
 
     def __init__(self, value: AsyncioCursor | list[Any]) -> None:
         self._cursor = None if isinstance(value, list) else value
-        self._rows: deque[Any] = deque(value) if isinstance(value, list) else value.items
+        self._rows: deque[Any] = deque(value if isinstance(value, list) else ())
 
     @property
     def is_feed(self) -> bool:
@@ -230,10 +187,6 @@ class RethinkDBStream:
         return self
 
     async def __anext__(self) -> Any:
-        """Wait for the next row, for any time. If cancelled, no row is lost.
-
-        Raises :class:`~async_repool.errors.ConnectionLost` if the connection ended before the last row.
-        """
         if self._cursor is None:
             if not self._rows:
                 raise StopAsyncIteration

@@ -9,8 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-__all__ = ["HEADER_BYTES", "MAX_BODY_BYTES", "FrameError", "FrameReader", "frame_token", "pack_frame"]
-
 _HEADER = struct.Struct("<QL")
 HEADER_BYTES = _HEADER.size
 
@@ -36,48 +34,38 @@ def frame_token(frame: bytes) -> int:
 class FrameReader:
     """Cuts a stream of bytes into frames. The bytes may have been split anywhere on their way.
 
-    It holds only bytes that came, never as many as a header declares. A peer that announces 2 GB and sends ten bytes
-    costs ten bytes.
+    It holds only bytes that came, never as many as a header declares.
     """
 
-    __slots__ = ("_body", "_head", "_missing", "_token")
+    __slots__ = ("_body", "_head", "_missing", "partial_token")
 
     def __init__(self) -> None:
-        self._head = b""  # the beginning of a header; empty while a body is under way
-        self._body: bytearray | None = None  # the beginning of a body; None between frames
-        self._token = 0  # means something only while a body is under way
+        self.partial_token: int | None = None
+        """Token of the frame whose body is under way; None between frames. It shows a stray frame early."""
+        self._body = bytearray()  # the beginning of that body
         self._missing = 0  # bytes of that body still to come; at least 1 while it is under way
+        self._head = b""  # the beginning of a header; empty while a body is under way
 
     @property
     def buffered(self) -> int:
-        """Bytes held because their frame is not complete."""
-        return len(self._head) + (0 if self._body is None else len(self._body))
-
-    @property
-    def partial_token(self) -> int | None:
-        """Token of the frame whose body is under way; None between frames. A stray frame is found out early by it."""
-        return None if self._body is None else self._token
-
-    @property
-    def is_between_frames(self) -> bool:
-        """Whether the stream may end here."""
-        return not self._head and self._body is None
+        """Bytes that came of a frame that is not complete. The stream may end only if there are none."""
+        return len(self._head) if self.partial_token is None else HEADER_BYTES + len(self._body)
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes | bytearray]]:
         """Take in bytes and yield the frames that they complete, one at a time.
 
-        Run it to its end before the next call, or the rest of the bytes is lost. Raises :class:`FrameError` after the
-        last good frame. The reader is of no use after that.
+        Run it to its end before the next call, or bytes are lost. After :class:`FrameError` the reader is of no use.
         """
         position, end = 0, len(data)
-        if self._body is not None:
+        if self.partial_token is not None:
             position = min(self._missing, end)
             self._body += data if position == end else data[:position]
             self._missing -= position
             if self._missing:
                 return
-            body, self._body = self._body, None
-            yield self._token, body
+            token, body = self.partial_token, self._body
+            self.partial_token, self._body = None, bytearray()
+            yield token, body
         elif self._head:
             data = self._head + data
             self._head = b""
@@ -91,8 +79,7 @@ class FrameReader:
             position += HEADER_BYTES
             stop = position + length
             if stop > end:
-                self._token, self._missing = token, stop - end
-                self._body = bytearray(data[position:])
+                self.partial_token, self._missing, self._body = token, stop - end, bytearray(data[position:])
                 return
             yield token, data[position:stop]
             position = stop

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from rethinkdb.ast import RqlQuery
 from rethinkdb.errors import ReqlDriverError
 from rethinkdb.net import Query, maybe_profile
 
 from ... import _fork
-from .codec import PARTIAL_START, SUCCESSES, AnswerType, Codec, QueryType, is_noreply, type_of
+from .codec import PARTIAL_START, AnswerType, Codec, QueryType, type_of
 from .cursor import AsyncioCursor, OpenStream
-from .errors import ConnectionClosed, CursorConnectionClosed
 from .frames import HEADER_BYTES, FrameError, FrameReader, frame_token, pack_frame
-from .reader import SharedBufferReader
-
-__all__ = ["MAX_QUERY_BYTES", "MOST_FORGOTTEN", "MOST_UNANSWERED", "Wire"]
+from .transient import ConnectionClosed, CursorConnectionClosed
 
 MAX_QUERY_BYTES = 134_217_727
-"""Longest query that the server takes. It refuses a longer one and ends the connection, with the queries of everybody
-else. So such a query is refused here, in the server's words."""
+"""Longest query that the server takes. A longer one ends the connection for everybody, so it is refused here, in the
+server's words."""
 
 MOST_UNANSWERED = 1_000
 """Most queries that are sent before one of them is answered. The server takes 1,024 on one connection, and each STOP
@@ -38,47 +38,56 @@ MOST_FORGOTTEN = 500
 """Most forgotten queries that may still be unanswered on a connection that is given to the next user."""
 
 LONG_BATCH_BYTES = 16_384
-"""A batch of this size takes 100 µs and more to decode. The next one is asked for before that, so that the server works
-meanwhile. Results of more than one batch come a tenth sooner."""
+"""A batch of this size takes 100 µs and more to decode. The next one is asked for before that: the server works
+meanwhile, and results of more than one batch come a tenth sooner."""
 
 FLUSH_BYTES = 65_536
-"""With so much to write, the wire does not wait for the end of the loop's turn. It is the transport's own high-water
-mark: a burst of queries meets back-pressure instead of filling memory."""
+"""With so much to write, a wire does not wait for the end of the loop's turn. It is the transport's high-water mark, so
+a burst of queries meets back-pressure instead of filling memory."""
+
+READ_BYTES = 24_576
+"""Most bytes that are read at once. The queries that follow the answers of one read are sent together, after the last
+answer was decoded. asyncio's own 256 KiB keep the server waiting meanwhile: answers of some 15 kB that are slow to
+decode, with a time in each row, then take a quarter longer (measured). A smaller buffer slows large documents down."""
+
+_buffers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = weakref.WeakKeyDictionary()
+# All connections of an event loop read into one buffer, because each read is copied out at once. For a plain protocol
+# asyncio allocates 256 KiB at each read. If malloc maps and unmaps that memory each time, it is a fifth of the cost of
+# a small query (measured on glibc, in some processes). In other processes the shared buffer gains 3 %.
 
 _CONTINUE = b"[%d]" % QueryType.CONTINUE
 _STOP = b"[%d]" % QueryType.STOP
-_NOREPLY_WAIT = b"[%d]" % QueryType.NOREPLY_WAIT
 
 
+@dataclass(slots=True, eq=False)
 class _Request:
     """A query whose task waits for its answer."""
 
-    __slots__ = ("covers", "future", "is_noreply", "payload", "query")
-
-    def __init__(self, query: Any, payload: bytes, future: asyncio.Future[Any], is_noreply: bool) -> None:
-        self.query = query
-        self.payload = payload  # empty once written
-        self.future = future
-        self.is_noreply = is_noreply
-        self.covers = 0  # NOREPLY_WAIT: how many noreply queries had been sent before it
+    query: Any
+    payload: bytes  # empty once written
+    future: asyncio.Future[Any]
+    is_noreply: bool = False
+    covers: int = 0  # NOREPLY_WAIT: how many noreply queries had been sent before it
 
 
-class Wire(SharedBufferReader):
-    """One socket that is logged in: what the driver calls the connection instance, without its reader task.
+class Wire(asyncio.BufferedProtocol):
+    """One socket that is logged in: what the driver calls the connection instance.
 
     Answers are resolved when bytes arrive. What is written in one turn of the loop leaves in one piece.
-
-    :param codec: writes queries and reads answers.
-    :param endpoint: the name of the server in errors.
     """
 
     def __init__(self, transport: asyncio.Transport, sock: socket.socket, codec: Codec, endpoint: str) -> None:
-        super().__init__()
         self._loop = asyncio.get_running_loop()
+        buffer = _buffers.get(self._loop)
+        if buffer is None:
+            buffer = memoryview(bytearray(READ_BYTES))
+            if not isinstance(self._loop, getattr(asyncio, "ProactorEventLoop", ())):  # which fills it at any time
+                _buffers[self._loop] = buffer
+        self._buffer = buffer
         self._transport = transport
         self._socket = sock
         self._codec = codec
-        self._endpoint = endpoint
+        self._endpoint = endpoint  # for errors
         self._frames = FrameReader()
         self._out: list[bytes] = []  # written at the end of this turn of the loop
         self._out_bytes = 0
@@ -88,21 +97,18 @@ class Wire(SharedBufferReader):
         self._streams: dict[int, OpenStream] = {}  # cursors with rows to come; the server holds each
         self._forgotten: dict[int, int] = {}  # frames owed to nobody, at least one for each token
         self._noreply_sent = 0
-        self._noreply_done = 0  # how many of these a NOREPLY_WAIT has covered
+        self._noreply_done = 0  # how many of these the server has done, by the last NOREPLY_WAIT
         self._is_inherited = False  # over a fork
         self._reason: str | None = None  # why no query may be sent any more; None while open
         self._cause: BaseException | None = None
         self._lost_at: float | None = None  # event-loop time at which it ended, for any reason
-        self._lost_callbacks: list[Callable[[], None]] = []
         self._ended = asyncio.Event()  # the socket is released
         self._progress = asyncio.Event()  # pulses when a query or a stream has ended
+        self.lost_callbacks: list[Callable[[], None]] = []  # called when the peer ends it or breaks the protocol
         self.lost_reason: str | None = None
         """What the peer did, if it ended the connection or broke the protocol; else None."""
         self.is_usable = True
-        """Whether it is open and not clogged. Asked for each lease and query, so it costs one look at an attribute.
-
-        False if there is a reason, too many queries are forgotten, or writing has failed.
-        """
+        """Whether it is open, not clogged, and no write has failed. Asked for each lease and query, so an attribute."""
         transport.set_protocol(self)
         _fork.register(self)
 
@@ -129,22 +135,10 @@ class Wire(SharedBufferReader):
     def pending_noreply(self) -> int:
         return self._noreply_sent - self._noreply_done
 
-    @property
-    def is_clogged(self) -> bool:
-        """Whether so many forgotten queries are unanswered that the next user should not wait for them."""
-        return len(self._forgotten) > MOST_FORGOTTEN
-
     async def wait_idle(self) -> None:
         """Wait until no query is in flight and no cursor is open, or until the connection has ended."""
         while self._waiting or self._blocked or self._streams:
             await self._progress.wait()
-
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once, from the event loop, when the peer ends the connection or breaks the protocol."""
-        if self.lost_reason is not None:
-            self._loop.call_soon(callback)
-        elif self._reason is None:
-            self._lost_callbacks.append(callback)
 
     # --- sending ---
 
@@ -159,8 +153,9 @@ class Wire(SharedBufferReader):
         size = len(payload) - HEADER_BYTES
         if size > MAX_QUERY_BYTES:
             raise ReqlDriverError(f"Query size ({size}) greater than maximum ({MAX_QUERY_BYTES}).")
-        has_no_answer = noreply is not False and is_noreply(noreply)
-        request = _Request(query, payload, self._loop.create_future(), has_no_answer)
+        # The server leaves a query unanswered only if this option is JSON's true, perhaps made by a term.
+        is_noreply = noreply is not False and (noreply.build() if isinstance(noreply, RqlQuery) else noreply) is True
+        request = _Request(query, payload, self._loop.create_future(), is_noreply)
         del payload
         if self._blocked or self._must_wait():
             self._blocked[query.token] = request
@@ -227,45 +222,39 @@ class Wire(SharedBufferReader):
         token = request.query.token
         if self._blocked.pop(token, None) is None:
             if self._waiting.pop(token, None) is not None:
-                self._cancel(request, owed=1)
+                self._stop(token, 1, request.query.type)
             else:
                 self.stop_stream(token)  # its first rows came, but its task was cancelled before it took the cursor
         self._pulse()
 
-    def _cancel(self, request: _Request, owed: int) -> None:
-        if request.query.type == QueryType.START:
-            self._stop(request.query.token, owed)
-        elif owed:
-            self._expect_for_nobody(request.query.token, owed)  # STOP means nothing to NOREPLY_WAIT and SERVER_INFO
-
-    def _stop(self, token: int, owed: int) -> None:
-        """End a query or stream on the server. STOP has an answer of its own, whatever became of the query."""
-        if self._reason is None and not self._loop.is_closed():
-            self._expect_for_nobody(token, owed + 1)
+    def _stop(self, token: int, owed: int, kind: int = QueryType.START) -> None:
+        """Nobody waits for the ``owed`` frames any more: stop the query or stream on the server."""
+        if self._reason is not None or self._loop.is_closed():
+            return
+        if kind == QueryType.START:  # STOP means nothing to NOREPLY_WAIT and SERVER_INFO
+            owed += 1  # STOP has an answer of its own, whatever became of the query
             self._send(pack_frame(token, _STOP))
-
-    def _expect_for_nobody(self, token: int, owed: int) -> None:
-        self._forgotten[token] = owed
-        if self.is_clogged:
-            self.is_usable = False
+        if owed:
+            self._forgotten[token] = owed
+            if len(self._forgotten) > MOST_FORGOTTEN:
+                self.is_usable = False
 
     def stop_stream(self, token: int) -> None:
         """End a stream on the server and forget it. Does nothing if it has ended."""
-        stream = self._streams.pop(token, None)
-        if stream is not None:
+        if (stream := self._streams.pop(token, None)) is not None:
             self._stop(token, stream.owed)
             self._pulse()
 
     def _collected(self, token: int, _reference: Any) -> None:
-        """A cursor was collected: in any thread, in the middle of anything, perhaps while the interpreter ends."""
+        """A cursor was collected. Called in any thread, at any moment, perhaps while the interpreter ends."""
         try:
             self._loop.call_soon_threadsafe(self.stop_stream, token)
         except Exception:  # the loop is closed, and the stream ends with the socket; nothing is awaited here
             return
 
     def add_stream(self, cursor: AsyncioCursor, token: int, owed: int) -> OpenStream:
-        stream = OpenStream(cursor, token, owed, partial(self._collected, token))
-        self._streams[token] = stream
+        reference = weakref.ref(cursor, partial(self._collected, token))
+        self._streams[token] = stream = OpenStream(reference, token, owed)
         return stream
 
     def continue_stream(self, stream: OpenStream) -> None:
@@ -274,13 +263,15 @@ class Wire(SharedBufferReader):
 
     # --- receiving ---
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for token, body in self._frames.feed(data):
+            for token, body in self._frames.feed(bytes(self._buffer[:nbytes])):
                 self._receive(token, body)
-            token_ahead = self._frames.partial_token
-            if token_ahead is not None:
-                self._check_known(token_ahead)  # now, not after the gigabyte that a stray header may announce
+            if (token_ahead := self._frames.partial_token) is not None:
+                self._check_known(token_ahead)  # now, not after the gigabyte that a stray header may declare
         except FrameError as error:
             self.fail(str(error), error)
         except Exception as error:  # the driver may raise anything over a strange answer; nothing is awaited here
@@ -295,30 +286,24 @@ class Wire(SharedBufferReader):
             raise FrameError(f"sent an answer to a query that was not asked (token {token})")
 
     def _receive(self, token: int, body: bytes | bytearray) -> None:
-        request = self._waiting.get(token)
-        if request is not None:
-            if request.future.done():
+        if (request := self._waiting.get(token)) is not None:
+            if not request.future.done():
+                self._answer(request, body)
+            else:
                 # Cancelled in this very turn of the loop, and its task has not run yet: forget the query in its place.
                 # The answer does not matter. If it has opened a stream, STOP ends that too.
-                del self._waiting[token]
-                self._cancel(request, owed=0)
-                return
-            self._answer(request, body)
+                self._stop(token, 0, request.query.type)
             del self._waiting[token]  # only now: if the answer is broken, the query is still there to fail
-            return
-        stream = self._streams.get(token)
-        if stream is not None:
+        elif (stream := self._streams.get(token)) is not None:
             self._feed(stream, body)
-            return
-        owed = self._forgotten.get(token)
-        if owed is None:
-            self._check_known(token)
-        elif owed > 1:
+        elif (owed := self._forgotten.get(token, 0)) > 1:
             self._forgotten[token] = owed - 1
-        else:
+        elif owed:
             del self._forgotten[token]
             if not self.is_usable:
-                self.is_usable = self.is_open() and not self.is_clogged
+                self.is_usable = self.is_open() and len(self._forgotten) <= MOST_FORGOTTEN
+        else:
+            self._check_known(token)
 
     def _answer(self, request: _Request, body: bytes | bytearray) -> None:
         query, future = request.query, request.future
@@ -330,8 +315,16 @@ class Wire(SharedBufferReader):
         try:
             answer = self._codec.decode(query, body)
             kind = answer.type
-            value = answer.data[0] if kind == AnswerType.SUCCESS_ATOM or kind == AnswerType.SERVER_INFO else None
-            failure = None if kind in SUCCESSES else answer.make_error(query)
+            value, has_rows = None, False
+            if kind == AnswerType.SUCCESS_ATOM or kind == AnswerType.SERVER_INFO:
+                value = answer.data[0]
+            elif kind == AnswerType.SUCCESS_PARTIAL or kind == AnswerType.SUCCESS_SEQUENCE:
+                has_rows = True
+            elif kind == AnswerType.WAIT_COMPLETE:
+                self._noreply_done = max(self._noreply_done, request.covers)
+            else:
+                future.set_exception(answer.make_error(query))
+                return
         except Exception as error:  # nothing is awaited here
             if type_of(body) == AnswerType.SUCCESS_PARTIAL:
                 self._stop(query.token, owed)
@@ -339,15 +332,9 @@ class Wire(SharedBufferReader):
                 error = RuntimeError(f"the decoder raised {error!r}")
             future.set_exception(error)
             return
-        if failure is not None:
-            future.set_exception(failure)
-        elif kind == AnswerType.SUCCESS_ATOM or kind == AnswerType.SERVER_INFO:
-            future.set_result(maybe_profile(value, answer))
-        elif kind == AnswerType.SUCCESS_PARTIAL or kind == AnswerType.SUCCESS_SEQUENCE:
-            future.set_result(maybe_profile(AsyncioCursor(self, query, answer, owed), answer))
-        else:
-            self._noreply_done = max(self._noreply_done, request.covers)
-            future.set_result(None)
+        if has_rows:
+            value = AsyncioCursor(self, query, answer, owed)
+        future.set_result(maybe_profile(value, answer))
 
     def _feed(self, stream: OpenStream, body: bytes | bytearray) -> None:
         if not stream.owed:
@@ -364,8 +351,7 @@ class Wire(SharedBufferReader):
         except Exception as error:  # nothing is awaited here
             if type_of(body) == AnswerType.SUCCESS_PARTIAL:
                 self.stop_stream(stream.token)
-            else:
-                del self._streams[stream.token]
+            self._streams.pop(stream.token, None)
             cursor.lose(error)
             return
         if answer.type != AnswerType.SUCCESS_PARTIAL:
@@ -373,7 +359,7 @@ class Wire(SharedBufferReader):
         cursor.extend(answer)
 
     def eof_received(self) -> None:
-        where = "" if self._frames.is_between_frames else " in the middle of an answer"
+        where = " in the middle of an answer" if self._frames.buffered else ""
         self.fail(f"ended the connection{where}", None)
 
     # --- ending ---
@@ -383,8 +369,7 @@ class Wire(SharedBufferReader):
         reason = f"{self._endpoint} {what}"
         if self._reason is None:
             self.lost_reason = reason
-            callbacks, self._lost_callbacks = self._lost_callbacks, []
-            for callback in callbacks:
+            for callback in self.lost_callbacks:
                 self._loop.call_soon(callback)
             self._settle(f"Connection is closed ({reason}).", cause)
         elif self._waiting:
@@ -406,9 +391,8 @@ class Wire(SharedBufferReader):
         if self._reason is None:
             self._reason, self._cause, self._lost_at = reason, cause, self._loop.time()
             self.is_usable = False
-        requests = [*self._waiting.values(), *self._blocked.values()]
+        requests, streams = [*self._waiting.values(), *self._blocked.values()], [*self._streams.values()]
         unsent = {*map(frame_token, self._out), *self._blocked}
-        streams = list(self._streams.values())
         for table in (self._out, self._waiting, self._blocked, self._streams, self._forgotten):
             table.clear()
         self._out_bytes = 0
@@ -416,24 +400,23 @@ class Wire(SharedBufferReader):
             if not request.future.done():
                 request.future.set_exception(self.closed_error(was_sent=request.query.token not in unsent))
         for stream in streams:
-            cursor = stream.cursor()
-            if cursor is not None:
+            if (cursor := stream.cursor()) is not None:
                 cursor.lose(self.closed_error(was_sent=True, kind=CursorConnectionClosed))
         self._pulse()
 
     async def close(self, noreply_wait: bool, token: int) -> None:
-        """Fail what still runs, wait for noreply writes if there are any, and end the connection.
-
-        Waits for ever if the peer is frozen. If interrupted, the connection is aborted.
-
-        :param token: for the NOREPLY_WAIT that asks the server.
+        """Fail what still runs, wait for noreply writes if there are any, and end the connection. The wait is a query
+        with this token.
         """
         if self.is_open():
             self._flush()  # first, so that what leaves now does not count as never sent
             self._settle("Connection is closed.", None)
             try:
                 if noreply_wait and self.pending_noreply:
-                    await self._wait_noreply(token)
+                    future = self._loop.create_future()
+                    query = Query(QueryType.NOREPLY_WAIT, token, None, None)
+                    self._post(_Request(query, pack_frame(token, b"[%d]" % QueryType.NOREPLY_WAIT), future))
+                    await future
                 self._flush()
                 self._transport.close()
                 await self._ended.wait()
@@ -442,12 +425,6 @@ class Wire(SharedBufferReader):
                 raise
         elif not (self._is_inherited or self._loop.is_closed()):
             await self._ended.wait()
-
-    async def _wait_noreply(self, token: int) -> None:
-        future = self._loop.create_future()
-        query = Query(QueryType.NOREPLY_WAIT, token, None, None)
-        self._post(_Request(query, pack_frame(token, _NOREPLY_WAIT), future, False))
-        await future
 
     def disown(self) -> None:
         """In a child of fork(): do nothing with socket and selector any more. The child shares both with its parent."""
@@ -462,7 +439,6 @@ class Wire(SharedBufferReader):
         if self._is_inherited:
             return
         self._settle("Connection is closed (aborted).", None)
-        self._lost_callbacks.clear()
         try:
             self._transport.abort()
         except Exception:  # the loop is closed; nothing is awaited here

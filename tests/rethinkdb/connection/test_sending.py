@@ -99,11 +99,11 @@ async def test_noreply_queries_are_counted_until_they_are_waited_for(link: Link)
     waits = [asyncio.create_task(link.connection.noreply_wait()) for _ in range(2)]
     tokens = [(await link.peer.request())[0] for _ in range(5)][3:]
     await R.expr(1).run(link.connection, noreply=True)
-    assert link.connection.pending_noreply == 4
+    assert link.connection.wire.pending_noreply == 4
     for token in tokens:
         link.peer.answer(token, WAIT_COMPLETE)
     await asyncio.gather(*waits)
-    assert link.connection.pending_noreply == 1, "the fourth was sent after both waits"
+    assert link.connection.wire.pending_noreply == 1, "the fourth was sent after both waits"
 
 
 @pytest.mark.parametrize("noreply", [False, True])
@@ -129,13 +129,13 @@ async def test_noreply_that_is_not_true_is_answered_as_the_server_does(
     connection: RethinkDBConnection, noreply: Any
 ) -> None:
     assert await R.expr(7).run(connection, noreply=noreply) == 7
-    assert connection.pending_noreply == 0
+    assert connection.wire.pending_noreply == 0
     assert await R.expr(8).run(connection) == 8
 
 
 async def test_a_term_that_is_true_is_noreply_too(connection: RethinkDBConnection) -> None:
     assert await R.expr(7).run(connection, noreply=R.expr(True)) is None
-    assert connection.pending_noreply == 1
+    assert connection.wire.pending_noreply == 1
     assert await R.expr(8).run(connection) == 8
 
 

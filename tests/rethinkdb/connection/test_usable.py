@@ -42,7 +42,6 @@ async def test_a_connection_with_too_many_forgotten_queries_is_usable_again_when
     assert CONNECTOR.is_open(link.connection)
     tokens += await forget(link, 1)
     assert not CONNECTOR.is_open(link.connection)
-    assert link.connection.is_clogged
     assert link.connection.is_open(), "its present user may go on"
     link.peer.answer(tokens[0], SEQUENCE)
     await turns(3)

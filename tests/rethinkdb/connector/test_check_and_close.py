@@ -87,12 +87,12 @@ async def test_close_asks_nothing_where_there_was_no_noreply_query_since(scripte
         peer = await scripted.peer()
         await R.expr(1).run(connection, noreply=True)
         await peer.request()
-        assert connection.pending_noreply == 1
+        assert connection.wire.pending_noreply == 1
         wait = asyncio.create_task(connection.noreply_wait())
         token, _ = await peer.request()
         peer.answer(token, WAIT_COMPLETE)
         await wait
-        assert connection.pending_noreply == 0
+        assert connection.wire.pending_noreply == 0
         await connector.close(connection)
         await peer.is_left()
         assert peer.reader.at_eof()
