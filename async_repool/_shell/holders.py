@@ -51,7 +51,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.task_ref: ref[Any] | None = None
-        self.place: Place | None = None  # None if the task has not come back to it yet
+        self.place: Place | None = None  # None if the task that it is for has not run yet
         self.since = 0.0  # when the lease began
         self.is_dropped = False  # collected without release, and not taken back yet
         self.reported_since = -1.0  # `since` of the lease that was reported as held for long
@@ -77,8 +77,7 @@ class Holder:
     @property
     def where(self) -> str:
         """``at file:line in function`` of the acquire."""
-        if self.place is None:
-            return "at a place that it has not come back to yet"
+        assert self.place is not None  # the task has run
         code, instruction, _ = self.place
         if code is OWN_TASK[0]:
             return "by a task of its own, as of wait_for() or gather()"
@@ -87,10 +86,11 @@ class Holder:
 
     def describe(self, now: float) -> str:
         """One line; with the stack of the acquire below it, if that was kept."""
-        task = self.task
+        if self.place is None:
+            return f"a task that was woken {now - self.since:.1f} s ago and has not run yet"
+        task, stack = self.task, self.place[2]
         name = "a task that is gone" if task is None else task.get_name()
         line = f"{name}, for {now - self.since:.1f} s, acquired {self.where}"
-        stack = None if self.place is None else self.place[2]
         return line if stack is None else f"{line}\n{''.join(stack.format())}".rstrip()
 
     def stack_now(self) -> str:

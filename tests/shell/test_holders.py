@@ -144,3 +144,9 @@ def test_a_leak_is_told_once_for_each_lease() -> None:
     assert next_leak([slow], 10) == float("inf")
     slow.begin(TASKS[0], 40, place(sys._getframe()))
     assert next_leak([slow], 10) == 50
+
+
+def test_a_lease_for_a_task_that_was_woken_and_has_not_run_yet_says_so() -> None:
+    holder = Holder()
+    holder.hand_over(3.0)
+    assert holder.describe(4.5) == "a task that was woken 1.5 s ago and has not run yet"
