@@ -39,17 +39,19 @@ def cause(error: BaseException | None) -> BaseException | None:
 
 def situation(census: Any) -> str:
     """The pool's counts."""
-    shared = f"{census.shared} shared by {census.queries} queries, " if census.shared else ""
     return (
-        f"{census.leased} of {census.max_size} leased, {shared}{census.idle} idle, "
+        f"{census.leased} of {census.max_size} leased, {_shared(census)}{census.idle} idle, "
         f"{census.opening + census.preparing} connecting, {census.closing} closing, {census.waiting} waiting"
     )
 
 
 def status(census: Any) -> str:
     """The pool's counts, for its repr."""
-    shared = f"{census.shared} shared by {census.queries} queries, " if census.shared else ""
-    return f"{census.leased}/{census.max_size} leased, {shared}{census.waiting} waiting"
+    return f"{census.leased}/{census.max_size} leased, {_shared(census)}{census.waiting} waiting"
+
+
+def _shared(census: Any) -> str:
+    return f"{census.shared} shared by {census.queries} queries, " if census.shared else ""
 
 
 # ---- callers that are not served

@@ -262,7 +262,8 @@ class Runtime:
         """The error of a caller that is not served, which is counted here."""
         journal = self.journal
         journal.tell(events.CallerRefused(self.name, NEEDS[need], waited, str(why)))
-        held = holders.describe(self._holders(), self.time())
+        is_late = why in (Refusal.TIMED_OUT, Refusal.DEADLOCK)  # only then the text names holders
+        held = holders.describe(self._holders(), self.time()) if is_late else ""
         text = messages.refusal(
             why, need, waited, journal.endpoint, self.census(), self.config, held, journal.last_failure
         )
